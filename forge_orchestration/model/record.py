@@ -1,0 +1,178 @@
+"""The record: what is known of one execution. `record.json` holds it; its schema is in `docs/record.schema.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.reasons import EndReason, Status
+
+
+class RuntimeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The runtime that was used: what it is (`content_digest`) and what it was verified against (`seal_digest`)."""
+
+    name: str
+    kind: str
+    content_digest: str
+    seal_digest: str
+    verified_at: float
+    chosen_by: str = "default"
+    python: str | None = None
+
+
+class InputFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An input as it was bound into the sandbox. `sha256` of a folder is over its sorted paths and contents."""
+
+    name: str
+    source: str
+    sha256: str
+    bytes: int
+
+
+class CodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The analysis' own files: digest over sorted names and contents, and where git knows them."""
+
+    sha256: str
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+
+
+class OutputFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A collected output. `name` is the declared name, or its path when it was not declared; `path` is relative."""
+
+    name: str
+    path: str
+    sha256: str
+    bytes: int
+
+
+class RejectedOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Something in the outputs folder that is not kept. Bytes that are not UTF-8 are written as `\\xNN`."""
+
+    path: str
+    why: str
+
+
+class LogFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One log stream: where it is, how much was kept, how much was dropped because of the limit."""
+
+    path: str
+    bytes: int = 0
+    truncated_bytes: int = 0
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A number and where it was read: a kernel file, `rusage`, the supervisor's clock."""
+
+    value: float
+    source: str
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel measured for the whole process tree; None where nothing measured it."""
+
+    wall_s: Measured | None = None
+    cpu_user_s: Measured | None = None
+    cpu_system_s: Measured | None = None
+    peak_memory_bytes: Measured | None = None
+    peak_pids: Measured | None = None
+    io_read_bytes: Measured | None = None
+    io_write_bytes: Measured | None = None
+    peak_scratch_bytes: Measured | None = None
+
+
+class Enforced(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit as read back from where it is enforced, after it was set and before the command started."""
+
+    value: float
+    source: str
+
+
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """How the execution was isolated: the identity's form, and each protection `on` or `off: why`."""
+
+    mode: str
+    uid: int
+    protections: dict[str, str]
+
+
+class Cleanup(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed after the end, and when that was done."""
+
+    scratch_bytes_freed: int = 0
+    processes_killed: int = 0
+    cgroup_removed: bool = False
+    mounts_removed: int = 0
+    finished_at: float | None = None
+
+
+class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an earlier result was reused, and whose."""
+
+    hit: bool = False
+    source_execution_id: str | None = None
+
+
+class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to run an analysis. Times are seconds since the epoch, UTC; sizes are bytes."""
+
+    schema_version: int = 1
+    execution_id: str
+    analysis: str
+    attempt: int = 1
+    previous_execution_id: str | None = None
+    executor: str = "local"
+    native_id: str | None = None
+    host: str = ""
+    dagster_run_id: str | None = None
+    dagster_step_key: str | None = None
+    status: Status = Status.QUEUED
+    end_reason: EndReason | None = None
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    runtime: RuntimeFacts | None = None
+    command: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+    seed: int = 0
+    threads: int = 1
+    chosen_by: dict[str, str] = {}
+    inputs: list[InputFacts] = []
+    code: CodeFacts | None = None
+    limits: Limits = Limits()
+    enforced: dict[str, Enforced] = {}
+    isolation: Isolation | None = None
+    violations: dict[str, int] | str = "not counted"
+    usage: Usage = Usage()
+    outputs: list[OutputFacts] = []
+    rejected_outputs: list[RejectedOutput] = []
+    metadata: dict[str, Any] = {}
+    published: list[dict[str, Any]] = []
+    logs: dict[str, LogFacts] = {}
+    cleanup: Cleanup = Cleanup()
+    fingerprint: str | None = None
+    cache: CacheFacts = CacheFacts()
+    queued_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    folder: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the analysis completed and everything it declared was collected."""
+        return self.status is Status.SUCCEEDED
+
+    def to_json(self, indent: int = 2) -> str:
+        """The record as `record.json` holds it."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=indent).decode()
+
+
+def record_from_json(data: bytes | str) -> ExecutionRecord:
+    """Read a record back; fields that a newer Forge added are ignored.
+
+    Raises:
+        msgspec.DecodeError, msgspec.ValidationError: The text is no record.
+    """
+    return msgspec.json.decode(data, type=ExecutionRecord)

@@ -1,0 +1,79 @@
+"""What is asked for: one analysis as its author defined it, and one request to run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from forge_orchestration.model.limits import Limits
+
+ParamValue = bool | int | float | str
+
+
+class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One parameter of an analysis: its type, its default, and the values it may take."""
+
+    type: str
+    default: ParamValue | None = None
+    min: float | None = None
+    max: float | None = None
+    choices: list[ParamValue] | None = None
+    description: str = ""
+
+
+class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where an input comes from: a path, or `package://NAME/PATH` for a file inside the runtime."""
+
+    path: str
+    description: str = ""
+
+
+class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's."""
+
+    name: str
+    folder: str
+    command: tuple[str, ...]
+    description: str = ""
+    group: str = "default"
+    runtime: str = "forge-python"
+    executor: str = "local"
+    inputs: dict[str, InputSource] = {}
+    outputs: dict[str, str] = {}
+    params: dict[str, Param] = {}
+    limits: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    threads: int = 1
+    seed: int = 0
+
+
+class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One request: everything that decides what an execution does, validated and complete.
+
+    Attributes:
+        name: Name of the analysis, or `exec` for a bare command.
+        command: Program and arguments; a relative file is looked for in the analysis' folder.
+        folder: The analysis' own files, absolute; None for a bare command.
+        inputs: Path (or `package://…`) on the host by input name.
+        outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
+        chosen_by: Who decided `runtime`, `executor` …: `default`, `analysis`, `op config`, `command line`, `caller`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: str | None = None
+    runtime: str = "forge-python"
+    executor: str = "local"
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    params: dict[str, ParamValue] = {}
+    limits: Limits = Limits()
+    env: dict[str, str] = {}
+    threads: int = 1
+    seed: int = 0
+    chosen_by: dict[str, str] = {}
+    dagster_run_id: str | None = None
+    dagster_step_key: str | None = None
+    attempt: int = 1
+    previous_execution_id: str | None = None

@@ -1,0 +1,190 @@
+"""The deployment's settings: where Forge lives, what it allows, what it defaults to.
+
+Read once a process from `FORGE_HOME/settings.toml`; every value has a default, so the file need not exist.
+Nothing else in Forge reads the environment for its configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.limits import Limits, updated_limits
+
+
+class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`."""
+
+    first_uid: int = 1_879_000_000
+    count: int = 1024
+
+
+class CgroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`parent` is a delegated cgroup, relative to each controller's mount (v1) or to the v2 mount; empty: find one."""
+
+    parent: str = ""
+
+
+class MessageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Caps on what an analysis may say through `/forge/messages` before it is ended as `output_rejected`."""
+
+    max_line_bytes: int = 64 * 2**10
+    max_count: int = 10_000
+
+
+class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Caps on what is collected from `/forge/outputs`; what lies beyond them is listed as rejected."""
+
+    max_files: int = 10_000
+    max_depth: int = 32
+
+
+class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a local execution is watched.
+
+    Attributes:
+        on_controller_loss: `kill` or `continue`: what happens to an execution whose controller is gone.
+        poll_s: Between two looks at counters for which the kernel sends no event.
+        fork_bomb_grace_s: How long the kernel may go on refusing processes before the execution is ended.
+    """
+
+    on_controller_loss: str = "kill"
+    poll_s: float = 0.05
+    fork_bomb_grace_s: float = 2.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of one deployment. `docs/settings.md` lists them with their keys."""
+
+    home: Path
+    defaults: Limits = Limits()
+    maximum: Limits
+    allowed_input_roots: tuple[Path, ...] = ()
+    analysis_folders: tuple[Path, ...] = ()
+    runtime_folders: tuple[Path, ...] = ()
+    runtime_max_age_s: float = 60.0
+    identity: IdentitySettings = IdentitySettings()
+    cgroup: CgroupSettings = CgroupSettings()
+    messages: MessageSettings = MessageSettings()
+    outputs: OutputSettings = OutputSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+
+    @property
+    def executions_dir(self) -> Path:
+        """A folder an execution."""
+        return self.home / "executions"
+
+    @property
+    def runtimes_dir(self) -> Path:
+        """A folder a runtime, and in it one a build."""
+        return self.home / "runtimes"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Workspaces of executions that run now, and formatted images that wait for one."""
+        return self.home / "scratch"
+
+    @property
+    def store_path(self) -> Path:
+        """The SQLite store."""
+        return self.home / "store.db"
+
+    @property
+    def dagster_dir(self) -> Path:
+        """Where `dagster.yaml` keeps Dagster's own storage."""
+        return self.home / "dagster"
+
+
+def forge_home() -> Path:
+    """`FORGE_HOME`, or `forge` in the user's data folder."""
+    if configured := os.environ.get("FORGE_HOME"):
+        return Path(os.path.abspath(os.path.expanduser(configured)))
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(data) / "forge"
+
+
+def _host_maximum() -> Limits:
+    """What a deployment allows when its settings do not say: as much as this host has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Limits(
+        memory_bytes=memory, cpus=float(os.cpu_count() or 1), pids=32_768, wall_time_s=7 * 86_400.0,
+        grace_s=600.0, scratch_bytes=256 * 2**30, log_bytes=4 * 2**30,
+    )  # fmt: skip
+
+
+def _default_input_roots() -> tuple[Path, ...]:
+    """Where people keep data. Never the system's own folders, nor Forge's (see `executions.inputs`)."""
+    home = Path.home()
+    return tuple(
+        dict.fromkeys(
+            [home, *map(Path, ("/home", "/data", "/srv", "/mnt", "/media", "/scratch", "/work", "/tmp", "/var/tmp"))]
+        )
+    )
+
+
+_KEYS = (
+    "defaults", "maximum", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
+    "identity", "cgroup", "messages", "outputs", "supervision",
+)  # fmt: skip
+
+
+def load_settings(home: Path | None = None) -> Settings:
+    """The settings of the deployment at `home` (default: `forge_home()`).
+
+    Raises:
+        SpecError: `settings.toml` cannot be read, has an unknown key, or a value of the wrong type.
+    """
+    home = forge_home() if home is None else home
+    path = home / "settings.toml"
+    try:
+        raw: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raw = {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"The settings in {path} cannot be read: {error}.") from error
+    for key in raw:
+        if key not in _KEYS:
+            raise SpecError(f"Unknown key '{key}' in {path}.", f"The keys are: {', '.join(_KEYS)}.")
+    for section in ("defaults", "maximum"):
+        if not isinstance(raw.get(section, {}), dict):
+            raise SpecError(f"'{section}' in {path} must be a table of limits.")
+    values = dict(raw)
+    values["home"] = str(home)
+    maximum = updated_limits(_host_maximum(), raw.get("maximum", {}), f"[maximum] of {path}")
+    values["defaults"] = msgspec.to_builtins(updated_limits(Limits(), raw.get("defaults", {}), f"[defaults] of {path}"))
+    values["maximum"] = msgspec.to_builtins(maximum)
+    values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
+    try:
+        settings = msgspec.convert(values, Settings, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"The settings in {path} are wrong: {error}.") from error
+    if settings.supervision.on_controller_loss not in ("kill", "continue"):
+        raise SpecError(f"'supervision.on_controller_loss' in {path} must be \"kill\" or \"continue\".")
+    return settings
+
+
+def _decode_path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(os.path.abspath(os.path.expanduser(value)))
+    raise NotImplementedError
+
+
+def make_home(settings: Settings) -> None:
+    """Create `FORGE_HOME` and its folders, closed to other users.
+
+    Raises:
+        SpecError: A folder cannot be made.
+    """
+    try:
+        for folder in (settings.home, settings.executions_dir, settings.runtimes_dir, settings.scratch_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"FORGE_HOME {settings.home} cannot be used: {error.strerror}.",
+            "Set FORGE_HOME to a folder that you may write.",
+        ) from error
