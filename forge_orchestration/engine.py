@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
+import time
+from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
+from forge_orchestration.errors import ForgeError, SpecError, StoreError
+from forge_orchestration.executions.code import check_code, snapshot_code
+from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
+from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
+from forge_orchestration.executions.store import Store
+from forge_orchestration.executors.base import AnalysisExecutor, ExecutionHandle, PreparedExecution
+from forge_orchestration.executors.registry import make_executor
+from forge_orchestration.model.limits import check_limits
 from forge_orchestration.model.messages import Message
-from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.reasons import EndReason
+from forge_orchestration.model.record import CodeFacts, ExecutionRecord, LogFacts, RuntimeFacts
 from forge_orchestration.model.spec import AnalysisSpec
-from forge_orchestration.settings import Settings
+from forge_orchestration.runtimes import catalog
+from forge_orchestration.runtimes.catalog import ResolvedRuntime
+from forge_orchestration.sandbox import linux
+from forge_orchestration.settings import Settings, make_home
+
+_LOOK_S = 0.1
 
 
 class Listener(Protocol):
@@ -25,17 +45,158 @@ class Listener(Protocol):
 
 
 class Engine:
-    """Runs analyses under one deployment's settings."""
+    """Runs analyses under one deployment's settings. May be used from several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        make_home(settings)
+        self._store: Store | None = None
+        self._executors: dict[str, AnalysisExecutor] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The deployment's store, opened at first use."""
+        with self._lock:
+            if self._store is None:
+                self._store = Store(self.settings.store_path)
+            return self._store
+
+    def executor(self, name: str) -> AnalysisExecutor:
+        """The executor called `name`, made at first use.
+
+        Raises:
+            SpecError: There is none.
+        """
+        with self._lock:
+            if name not in self._executors:
+                self._executors[name] = make_executor(name, self.settings)
+            return self._executors[name]
 
     def run(
-        self, spec: AnalysisSpec, *, listener: Listener | None = None, cancel: threading.Event | None = None
+        self,
+        spec: AnalysisSpec,
+        *,
+        listener: Listener | None = None,
+        cancel: threading.Event | None = None,
+        runtime: ResolvedRuntime | None = None,
     ) -> ExecutionRecord:
-        """Run one analysis to its end and return its final record.
+        """Run one analysis to its end and return its final record, whatever that end is.
+
+        If an exception is raised in this thread meanwhile (an interrupt), the execution is canceled, its end is waited for and
+        recorded, and the exception goes on.
+
+        Args:
+            cancel: Set it, from any thread, to end the execution with its grace.
+            runtime: Use this one instead of the catalog's; for the self-test of a build that is not in the catalog yet.
 
         Raises:
             ForgeError: Nothing was started: the request, the host or the runtime is at fault.
         """
-        raise NotImplementedError
+        executor = self.executor(spec.executor)
+        check_limits(spec.limits, self.settings.maximum)
+        chosen = runtime or catalog.resolve(spec.runtime, self.settings)
+        if chosen.runtime.kind not in executor.capabilities.runtime_kinds:
+            raise SpecError(f"Executor '{spec.executor}' cannot use runtime '{spec.runtime}' of kind {chosen.runtime.kind}.")
+        if spec.folder is not None:
+            check_code(Path(spec.folder))
+        inputs = tuple(
+            resolve_input(name, source, self.settings, chosen.site_packages, self.store, other_uid=os.geteuid() == 0)
+            for name, source in spec.inputs.items()
+        )
+        executor.check()
+        record, prepared = self._open(spec, chosen, inputs)
+        try:
+            handle = executor.submit(spec, prepared)
+        except ForgeError as error:
+            return self._close_unstarted(record, prepared, error)
+        return self._follow(executor, handle, prepared.folder, listener, cancel)
+
+    def _open(
+        self, spec: AnalysisSpec, runtime: ResolvedRuntime, inputs: tuple[ResolvedInput, ...]
+    ) -> tuple[ExecutionRecord, PreparedExecution]:
+        """The execution's row, folder and first record."""
+        folder = ExecutionFolder(self.settings.executions_dir, new_execution_id())
+        facts = runtime.runtime
+        record = ExecutionRecord(
+            execution_id=folder.id, analysis=spec.name, attempt=spec.attempt, previous_execution_id=spec.previous_execution_id,
+            executor=spec.executor, host=platform.node(), dagster_run_id=spec.dagster_run_id, dagster_step_key=spec.dagster_step_key,
+            runtime=RuntimeFacts(
+                name=facts.name, kind=facts.kind, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
+                verified_at=runtime.verified_at, chosen_by=spec.chosen_by.get("runtime", "default"), python=facts.python,
+            ),
+            command=spec.command, parameters=dict(spec.params), seed=spec.seed, threads=spec.threads, chosen_by=spec.chosen_by,
+            inputs=[item.facts for item in inputs], limits=spec.limits, queued_at=time.time(), folder=str(folder.path),
+            logs={stream: LogFacts(path=str(folder.log(stream))) for stream in ("stdout", "stderr")},
+        )  # fmt: skip
+        self.store.save(record)
+        self.store.claim(folder.id, os.getpid(), linux.start_time(os.getpid()) or 0)
+        try:
+            folder.create()
+            code: CodeFacts | None = None
+            if spec.folder is not None:
+                code = snapshot_code(Path(spec.folder), folder.analysis)
+            record = msgspec.structs.replace(record, code=code)
+            folder.write_record(record)
+        except OSError as error:
+            self.store.forget(folder.id)
+            folder.remove()
+            raise StoreError(f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?") from error
+        return record, PreparedExecution(folder=folder, runtime=runtime, inputs=inputs)
+
+    def _follow(
+        self, executor: AnalysisExecutor, handle: ExecutionHandle, folder: ExecutionFolder, listener: Listener | None,
+        cancel: threading.Event | None,
+    ) -> ExecutionRecord:  # fmt: skip
+        feed = _Feed(executor, handle, listener)
+        look_s = _LOOK_S if listener is not None or cancel is not None else None
+        canceled = False
+        try:
+            if listener is not None:
+                listener.on_started(folder.read_record())
+            while not executor.wait(handle, look_s).is_final:
+                feed.pass_on()
+                if cancel is not None and cancel.is_set() and not canceled:
+                    canceled = True
+                    executor.cancel(handle)
+            feed.pass_on()
+        except BaseException:
+            executor.cancel(handle)
+            executor.wait(handle)
+            raise
+        finally:
+            record = folder.read_record()
+            self.store.save(record)
+        return executor.collect(handle)
+
+    def _close_unstarted(self, record: ExecutionRecord, prepared: PreparedExecution, error: ForgeError) -> ExecutionRecord:
+        record = msgspec.structs.replace(
+            record, status=EndReason.EXECUTOR_ERROR.status, end_reason=EndReason.EXECUTOR_ERROR, message=str(error), ended_at=time.time()
+        )
+        prepared.folder.write_record(record)
+        self.store.save(record)
+        return record
+
+
+class _Feed:
+    """Passes what an execution says to a listener, each byte and message once."""
+
+    def __init__(self, executor: AnalysisExecutor, handle: ExecutionHandle, listener: Listener | None) -> None:
+        self._executor, self._handle, self._listener = executor, handle, listener
+        self._offsets = dict.fromkeys(("messages", "stdout", "stderr"), 0)
+        self._rest = b""
+
+    def pass_on(self) -> None:
+        """Whatever is new."""
+        if self._listener is None:
+            return
+        for stream in self._offsets:
+            data = self._executor.logs(self._handle, stream, self._offsets[stream])
+            self._offsets[stream] += len(data)
+            if stream == "messages":
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                for line in lines:
+                    self._listener.on_message(msgspec.json.decode(line, type=Message))
+            elif data:
+                self._listener.on_log(stream, data)
+

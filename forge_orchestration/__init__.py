@@ -1,0 +1,48 @@
+"""Forge: runs scientific analyses in named runtimes, inside sandboxes, launched from Dagster, the command line or Python.
+
+>>> import forge_orchestration
+>>> record = forge_orchestration.run(["python", "-c", "print(6 * 7)"], limits={"memory": "256MiB"})
+>>> record.end_reason
+<EndReason.COMPLETED: 'completed'>
+"""
+
+from __future__ import annotations
+
+from forge_orchestration.api import run
+from forge_orchestration.errors import (
+    BackendUnavailableError,
+    ExecutorError,
+    ForgeError,
+    HostError,
+    InternalError,
+    RuntimeCatalogError,
+    SandboxError,
+    SpecError,
+    StoreError,
+    SubmitError,
+)
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.spec import AnalysisSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnalysisSpec",
+    "BackendUnavailableError",
+    "EndReason",
+    "ExecutionRecord",
+    "ExecutorError",
+    "ForgeError",
+    "HostError",
+    "InternalError",
+    "Limits",
+    "RuntimeCatalogError",
+    "SandboxError",
+    "SpecError",
+    "Status",
+    "StoreError",
+    "SubmitError",
+    "run",
+]

@@ -1,0 +1,238 @@
+"""The analyses that ship, a folder each, and the reading of `analysis.yaml` wherever it lies."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from forge_orchestration.analyses.checks import check_count, check_environment, check_output_pattern
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.limits import Limits, check_limits, updated_limits
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, ParamValue
+from forge_orchestration.sandbox.view import ANALYSIS
+from forge_orchestration.settings import Settings
+
+SHIPPED = Path(__file__).parent
+# also the names of Dagster assets and jobs, which allow no more than this
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`analysis.yaml` as it is written; what it leaves out is the deployment's default."""
+
+    command: list[str]
+    description: str = ""
+    group: str = "default"
+    runtime: str = "forge-python"
+    executor: str = "local"
+    inputs: dict[str, InputSource] = {}
+    outputs: dict[str, str] = {}
+    params: dict[str, Param] = {}
+    limits: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    threads: int = 1
+    seed: int = 0
+
+
+def analysis_folders(settings: Settings) -> dict[str, Path]:
+    """Folder by name of every analysis, those that ship and those of the deployment.
+
+    Raises:
+        SpecError: Two have one name, or a configured folder cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for parent in (SHIPPED, *settings.analysis_folders):
+        try:
+            children = sorted(parent.iterdir())
+        except OSError as error:
+            raise SpecError(f"The analysis folder {parent} cannot be read: {error.strerror}.", "See analysis_folders in settings.toml.") from error
+        for child in children:
+            if (child / "analysis.yaml").is_file():
+                if child.name in found:
+                    raise SpecError(f"Two analyses are called '{child.name}': {found[child.name]} and {child}.")
+                found[child.name] = child
+    return found
+
+
+def load_definition(name: str, settings: Settings) -> AnalysisDefinition:
+    """The analysis called `name`, or in the folder that `name` is a path of.
+
+    Raises:
+        SpecError: There is none, or its `analysis.yaml` is wrong.
+    """
+    if "/" in name:
+        return read_definition(Path(name))
+    folders = analysis_folders(settings)
+    if name not in folders:
+        raise SpecError(f"There is no analysis '{name[:80]}'.", f"The analyses are: {', '.join(sorted(folders))}.")
+    return read_definition(folders[name])
+
+
+def load_definitions(settings: Settings) -> dict[str, AnalysisDefinition]:
+    """Every analysis by name.
+
+    Raises:
+        SpecError: One of them is wrong.
+    """
+    return {name: read_definition(folder) for name, folder in analysis_folders(settings).items()}
+
+
+def read_definition(folder: Path) -> AnalysisDefinition:
+    """Read and check the `analysis.yaml` in `folder`.
+
+    Raises:
+        SpecError: One sentence: the file, the key, and what it should be.
+    """
+    folder = Path(os.path.abspath(folder))
+    path = folder / "analysis.yaml"
+    try:
+        raw = _load_yaml(path)
+        content = msgspec.convert(raw, _File)
+    except FileNotFoundError:
+        raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
+        raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
+    if not _NAME.fullmatch(folder.name):
+        raise SpecError(f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first.")
+    _check_file(content, path)
+    values = {field: getattr(content, field) for field in content.__struct_fields__}
+    return AnalysisDefinition(**values | {"name": folder.name, "folder": str(folder), "command": tuple(content.command)})
+
+
+def _load_yaml(path: Path) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_file(content: _File, path: Path) -> None:
+    if not content.command or not all(content.command):
+        raise SpecError(f"{path} has an empty command.", "Write it as a list: [python, script.py].")
+    for name, param in content.params.items():
+        if param.type not in _TYPES:
+            raise SpecError(f"Parameter '{name}' in {path} has type '{param.type}'.", f"The types are: {', '.join(_TYPES)}.")
+        if param.default is not None:
+            checked_param(name, param, param.default, str(path))
+    check_environment(content.env, str(path))
+    check_count("threads", content.threads, 1)
+    check_count("seed", content.seed, 0)
+    for name, pattern in content.outputs.items():
+        check_output_pattern(pattern, f"output '{name}' in {path}")
+    updated_limits(Limits(), content.limits, str(path))
+
+
+def checked_param(name: str, param: Param, value: object, where: str) -> ParamValue:
+    """`value` as the parameter's type, from text too, as the command line gives it.
+
+    Raises:
+        SpecError: The wrong type, or out of bounds.
+    """
+    what = f"Parameter '{name}' in {where} is {value!r}"
+    kinds = _TYPES[param.type]
+    converted: object = value
+    if isinstance(value, str) and param.type != "str":
+        try:
+            converted = {"true": True, "false": False}[value.lower()] if param.type == "bool" else kinds[-1](value)
+        except (KeyError, ValueError):
+            raise SpecError(f"{what}; it must be of type {param.type}.") from None
+    if not isinstance(converted, kinds) or (isinstance(converted, bool) and param.type != "bool"):
+        raise SpecError(f"{what}; it must be of type {param.type}.")
+    if param.type == "float":
+        converted = float(converted)
+    if param.choices is not None and converted not in param.choices:
+        raise SpecError(f"{what}; it must be one of {', '.join(map(str, param.choices))}.")
+    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
+        low, high = param.min, param.max
+        if converted != converted or (low is not None and converted < low) or (high is not None and converted > high):
+            raise SpecError(f"{what}; it must lie between {low if low is not None else '-∞'} and {high if high is not None else '∞'}.")
+    return converted  # type: ignore[return-value]
+
+
+def spec_from_definition(
+    definition: AnalysisDefinition,
+    settings: Settings,
+    *,
+    runtime: str | None = None,
+    executor: str | None = None,
+    limits: Mapping[str, object] | None = None,
+    params: Mapping[str, object] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    asked_by: str = "op config",
+    dagster_run_id: str | None = None,
+    dagster_step_key: str | None = None,
+) -> AnalysisSpec:
+    """One request to run `definition`, with what `asked_by` changes of it.
+
+    Limits come from the deployment's defaults, then the runtime, the analysis, and `limits`.
+
+    Raises:
+        SpecError: An unknown parameter or input, a value of the wrong type or out of bounds.
+        RuntimeCatalogError: The runtime is unknown.
+    """
+    from forge_orchestration.runtimes.catalog import load_definition as load_runtime
+
+    where = f"{definition.folder}/analysis.yaml"
+    chosen = {
+        "runtime": asked_by if runtime is not None else "analysis",
+        "executor": asked_by if executor is not None else "analysis",
+    }
+    runtime = runtime or definition.runtime
+    own = load_runtime(runtime, settings).limits
+    effective = updated_limits(settings.defaults, own, f"runtime '{runtime}'")
+    effective = updated_limits(effective, definition.limits, where)
+    effective = updated_limits(effective, limits or {}, f"the {asked_by}")
+    check_limits(effective, settings.maximum)
+    values: dict[str, ParamValue] = {
+        name: param.default for name, param in definition.params.items() if param.default is not None
+    }
+    for name, value in (params or {}).items():
+        if name not in definition.params:
+            known = ", ".join(definition.params) or "none"
+            raise SpecError(f"Analysis '{definition.name}' has no parameter '{name[:80]}'.", f"Its parameters: {known}.")
+        values[name] = checked_param(name, definition.params[name], value, f"the {asked_by}")
+    for name in definition.params:
+        if name not in values:
+            raise SpecError(f"Parameter '{name}' of analysis '{definition.name}' has no default: give it a value.")
+    sources = {name: source.path for name, source in definition.inputs.items()}
+    for name, path in (inputs or {}).items():
+        if name not in sources:
+            raise SpecError(f"Analysis '{definition.name}' has no input '{name[:80]}'.", f"Its inputs: {', '.join(sources) or 'none'}.")
+        sources[name] = path
+    # a path in analysis.yaml is relative to its folder
+    sources = {
+        name: path if "://" in path or path.startswith(("/", "~")) or (inputs and name in inputs) else os.path.join(definition.folder, path)
+        for name, path in sources.items()
+    }
+    return AnalysisSpec(
+        name=definition.name,
+        command=tuple(_inside(word, definition.folder) for word in definition.command),
+        folder=definition.folder,
+        runtime=runtime,
+        executor=executor or definition.executor,
+        inputs=sources,
+        outputs=definition.outputs,
+        params=values,
+        limits=effective,
+        env=definition.env,
+        threads=check_count("threads", threads if threads is not None else definition.threads, 1),
+        seed=check_count("seed", seed if seed is not None else definition.seed, 0),
+        chosen_by=chosen,
+        dagster_run_id=dagster_run_id,
+        dagster_step_key=dagster_step_key,
+    )
+
+
+def _inside(word: str, folder: str) -> str:
+    """A word of the command that names a file of the analysis, as the sandbox sees it."""
+    return f"{ANALYSIS}/{os.path.normpath(word)}" if not os.path.isabs(word) and os.path.isfile(os.path.join(folder, word)) else word

@@ -1,0 +1,44 @@
+"""Checks that a bare command and an `analysis.yaml` share. Light: `forge exec` loads nothing else of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from forge_orchestration.errors import SpecError
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_output_pattern(pattern: str, what: str) -> None:
+    """Refuse a pattern that could match nothing beneath `/forge/outputs`.
+
+    Raises:
+        SpecError: It is empty, absolute, or leads out of the folder.
+    """
+    if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
+        raise SpecError(f"The {what} is {pattern!r}.", "Write a file name or pattern relative to $FORGE_OUTPUTS.")
+
+
+def check_environment(variables: Mapping[str, str], where: str) -> None:
+    """Refuse variables that cannot be, or that are Forge's own.
+
+    Raises:
+        SpecError: Names the variable.
+    """
+    for name, value in variables.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise SpecError(f"'{name[:80]}' in {where} cannot be an environment variable.")
+        if name.startswith("FORGE_"):
+            raise SpecError(f"The environment variable '{name}' in {where} is Forge's own.", "Choose another name.")
+
+
+def check_count(what: str, value: object, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        SpecError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise SpecError(f"'{what}' is {value!r}; it must be a whole number of at least {least}.")
+    return value

@@ -1,0 +1,1 @@
+"""The `forge` command. Loads only what the subcommand needs, and never Dagster."""

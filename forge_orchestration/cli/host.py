@@ -1,0 +1,44 @@
+"""`forge doctor` and `forge gc`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from forge_orchestration.engine import Engine
+from forge_orchestration.settings import load_settings
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Every check of host and runtimes; exit status 3 if an execution would be refused, 0 otherwise."""
+    from forge_orchestration.health.checks import run_checks
+
+    results = run_checks(load_settings())
+    failed = [result for result in results if not result.passed]
+    if arguments.json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    else:
+        for result in results:
+            mark = "ok  " if result.passed else "FAIL" if result.severity == "error" else "warn"
+            print(f"{mark}  {result.target:<18} {result.name:<22} {result.finding}")
+            if result.remedy:
+                print(f"{'':27}{'':<22}→ {result.remedy}")
+    return 3 if any(result.severity == "error" and result.target == "host" for result in failed) else 0
+
+
+def collect_garbage(arguments: argparse.Namespace) -> int:
+    """Reconcile after a crash; exit status 5 if something could not be put right."""
+    from forge_orchestration.operations.reconcile import reconcile
+
+    report = reconcile(Engine(load_settings()))
+    if arguments.json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    else:
+        print(f"{report.alive} alive, {len(report.closed)} closed, {len(report.indexed)} indexed, {len(report.removed)} leftovers removed")
+        for line in (*report.closed, *report.removed):
+            print(f"  {line}")
+    for problem in report.problems:
+        print(f"forge: {problem}", file=sys.stderr)
+    return 5 if report.problems else 0

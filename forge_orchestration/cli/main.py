@@ -1,0 +1,161 @@
+"""Arguments, and what becomes of errors: one sentence on stderr and the exit status of the design's table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from forge_orchestration import __version__
+from forge_orchestration.errors import ForgeError, SpecError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"{message[0].upper()}{message[1:]}.", f"See: {self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    debug = False
+    try:
+        arguments = _parser().parse_args(argv)
+        debug = arguments.debug
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except ForgeError as error:
+        if debug:
+            raise
+        print(f"forge: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader has gone (`forge … | head`): nothing more can be said, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            raise
+        print(f"forge: internal error: {type(error).__name__}: {error} (run it again with --debug for the details)", file=sys.stderr)
+        return 70
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="forge", description="Run analyses in named runtimes, inside sandboxes.")
+    parser.add_argument("--version", action="version", version=f"forge {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show a traceback instead of a sentence")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands)
+    _add_exec(commands)
+    _add_executions(commands)
+    _add_runtimes(commands)
+    _add_host(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    run = commands.add_parser("run", help="run an analysis", description="Run an analysis by its name, or by the path of its folder.")
+    run.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
+    run.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
+    run.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
+    run.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
+    _common(run)
+    run.set_defaults(command=_lazily("run", "run_analysis"))
+    listing = commands.add_parser("analyses", help="list the analyses")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_lazily("run", "list_analyses"))
+
+
+def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:
+    execute = commands.add_parser(
+        "exec", help="run any command in a sandbox",
+        description="Run a command in a sandbox. It starts in its scratch folder; what it writes to $FORGE_OUTPUTS is kept.",
+    )  # fmt: skip
+    execute.add_argument("--runtime", metavar="R", help="runtime to run it in (default: forge-python)")
+    execute.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="a file or folder, seen at $FORGE_INPUTS/NAME")
+    execute.add_argument(
+        "--output", action="append", default=[], metavar="PATTERN", help="what must be in $FORGE_OUTPUTS at the end, e.g. '*.csv'"
+    )
+    execute.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="an environment variable")
+    _common(execute)
+    execute.add_argument("words", nargs="*", metavar="-- COMMAND", help="the command and its arguments")
+    execute.set_defaults(command=_lazily("run", "run_command"))
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--executor", metavar="E", help="where to run it (default: local)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed, in $FORGE_SEED")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for numerical libraries")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON, and nothing else, on stdout")
+    limits = parser.add_argument_group("limits")
+    for name, example, text in (
+        ("memory", "2GiB", "of the whole process tree"), ("cpus", "1.5", "cores"), ("pids", "100", "processes and threads"),
+        ("wall-time", "30min", "until SIGTERM"), ("grace", "5s", "from SIGTERM to SIGKILL"),
+        ("scratch", "2GiB", "scratch and outputs together"), ("log", "64MiB", "kept of each log stream"),
+    ):  # fmt: skip
+        limits.add_argument(f"--{name}", metavar=example, help=text)
+
+
+def _add_executions(commands: argparse._SubParsersAction[_Parser]) -> None:
+    executions = commands.add_parser("executions", help="list executions, show one, follow its logs")
+    actions = executions.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="the newest first")
+    listing.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default: 20)")
+    listing.add_argument("--analysis", metavar="A", help="only of this analysis")
+    listing.add_argument("--status", metavar="S", help="only with this status")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_lazily("executions", "list_executions"))
+    show = actions.add_parser("show", help="the record of one")
+    show.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
+    show.add_argument("--json", action="store_true", help="print the record as JSON")
+    show.set_defaults(command=_lazily("executions", "show_execution"))
+    logs = actions.add_parser("logs", help="what it printed")
+    logs.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
+    logs.add_argument("--stream", choices=["stdout", "stderr", "messages", "all"], default="all", help="only one stream")
+    logs.add_argument("--follow", action="store_true", help="go on until it has ended")
+    logs.set_defaults(command=_lazily("executions", "show_logs"))
+
+
+def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
+    runtimes = commands.add_parser("runtimes", help="list, show and build runtimes")
+    actions = runtimes.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="all runtimes and their state")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_lazily("runtimes", "list_runtimes"))
+    show = actions.add_parser("show", help="one runtime: digests, packages, findings")
+    show.add_argument("runtime", metavar="R")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    show.set_defaults(command=_lazily("runtimes", "show_runtime"))
+    build = actions.add_parser("build", help="build runtimes from their locks")
+    build.add_argument("runtimes", nargs="+", metavar="R")
+    build.add_argument("--force", action="store_true", help="build anew even if it is there and whole")
+    build.set_defaults(command=_lazily("runtimes", "build_runtimes"))
+
+
+def _add_host(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser("doctor", help="what works on this host, what does not, and what to do about it")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_lazily("host", "doctor"))
+    gc = commands.add_parser("gc", help="close executions that a crash left open, and remove what they left behind")
+    gc.add_argument("--json", action="store_true", help="print JSON")
+    gc.set_defaults(command=_lazily("host", "collect_garbage"))
+
+
+def _lazily(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    def command(arguments: argparse.Namespace) -> int:
+        from importlib import import_module
+
+        run: Callable[[argparse.Namespace], int] = getattr(import_module(f"forge_orchestration.cli.{module}"), function)
+        return run(arguments)
+
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""`forge run`, `forge exec` and `forge analyses`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from types import FrameType
+
+from forge_orchestration.engine import Engine
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.messages import Message
+from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.settings import load_settings
+
+_LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log")
+
+
+def run_analysis(arguments: argparse.Namespace) -> int:
+    """`forge run`."""
+    from forge_orchestration.analyses import load_definition, spec_from_definition
+
+    settings = load_settings()
+    spec = spec_from_definition(
+        load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, executor=arguments.executor,
+        inputs=_pairs(arguments.input, "--input"), params=_pairs(arguments.param, "--param"), limits=_limits(arguments),
+        threads=arguments.threads, seed=arguments.seed, asked_by="command line",
+    )  # fmt: skip
+    return _run(Engine(settings), spec, as_json=arguments.json, summary=True)
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """`forge exec`."""
+    from forge_orchestration.api import command_spec
+
+    settings = load_settings()
+    spec = command_spec(
+        arguments.words, settings, runtime=arguments.runtime, executor=arguments.executor, inputs=_pairs(arguments.input, "--input"),
+        outputs=arguments.output, limits=_limits(arguments), env=_pairs(arguments.env, "--env"), threads=arguments.threads,
+        seed=arguments.seed, asked_by="command line",
+    )  # fmt: skip
+    return _run(Engine(settings), spec, as_json=arguments.json, summary=False)
+
+
+def list_analyses(arguments: argparse.Namespace) -> int:
+    """`forge analyses`."""
+    from forge_orchestration.analyses import load_definitions
+    from forge_orchestration.cli.show import print_table
+
+    definitions = load_definitions(load_settings())
+    rows = [
+        {"analysis": one.name, "group": one.group, "runtime": one.runtime, "description": one.description} for one in definitions.values()
+    ]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table(rows)
+    return 0
+
+
+def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) -> int:
+    cancel, interrupted = threading.Event(), threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            interrupted.set()
+        cancel.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    if as_json:
+        record = engine.run(spec, cancel=cancel)
+        print(record.to_json())
+    else:
+        terminal = _Terminal(progress=summary)
+        record = engine.run(spec, cancel=cancel, listener=terminal)
+        terminal.finish()
+        if summary:
+            from forge_orchestration.cli.show import print_record
+
+            print_record(record)
+        elif not record.succeeded:
+            print(f"forge: {record.message} [{record.execution_id}]", file=sys.stderr)
+    assert record.end_reason is not None
+    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+
+
+class _Terminal:
+    """Passes an execution's output to ours as it comes; progress goes to stderr, in place on a terminal, in lines elsewhere."""
+
+    def __init__(self, *, progress: bool) -> None:
+        self._progress = progress
+        self._in_place = sys.stderr.isatty()
+        self._open_line = False
+
+    def on_started(self, record: ExecutionRecord) -> None:
+        if self._progress:
+            runtime = record.runtime.name if record.runtime else "?"
+            print(f"{record.analysis}: execution {record.execution_id} in {runtime}", file=sys.stderr)
+
+    def on_log(self, stream: str, data: bytes) -> None:
+        self._close_line()
+        out = sys.stdout if stream == "stdout" else sys.stderr
+        out.flush()
+        out.buffer.write(_harmless(data) if out.isatty() else data)
+        out.buffer.flush()
+
+    def on_message(self, message: Message) -> None:
+        if not self._progress:
+            return
+        if message.type == "progress":
+            share = f"{message.fraction:4.0%}  " if message.fraction is not None else ""
+            if self._in_place:
+                print(f"\r\033[K{share}{message.message}", end="", file=sys.stderr, flush=True)
+                self._open_line = True
+            else:
+                print(f"{share}{message.message}", file=sys.stderr, flush=True)
+        elif message.type == "log":
+            self._close_line()
+            print(f"{message.level}: {message.message}", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self._close_line()
+
+    def _close_line(self) -> None:
+        if self._open_line:
+            print(file=sys.stderr)
+            self._open_line = False
+
+
+def _harmless(data: bytes) -> bytes:
+    """Untrusted bytes without what moves a terminal's cursor, changes its title or answers in its name."""
+    from forge_orchestration.executions.messages import printable
+
+    return printable(data.decode("utf-8", "replace").replace("\r\n", "\n")).encode()
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, object]:
+    return {name: getattr(arguments, name) for name in _LIMITS if getattr(arguments, name) is not None}
+
+
+def _pairs(words: list[str], option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise SpecError(f"{option} is {word!r}.", f"Write it as {option} NAME=VALUE.")
+        if name in pairs:
+            raise SpecError(f"{option} names '{name}' twice.")
+        pairs[name] = value
+    return pairs

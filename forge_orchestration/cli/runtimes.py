@@ -1,0 +1,84 @@
+"""`forge runtimes list|show|build`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import msgspec
+
+from forge_orchestration.cli.show import print_table
+from forge_orchestration.engine import Engine
+from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.runtimes import catalog, seal
+from forge_orchestration.settings import Settings, load_settings
+from forge_orchestration.units import format_bytes
+
+
+def list_runtimes(arguments: argparse.Namespace) -> int:
+    """All runtimes and their state."""
+    settings = load_settings()
+    rows = [_row(name, settings) for name in catalog.runtime_names(settings)]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table(rows)
+    return 0
+
+
+def show_runtime(arguments: argparse.Namespace) -> int:
+    """One runtime: definition, build, packages, and what is wrong with it."""
+    settings = load_settings()
+    definition = catalog.load_definition(arguments.runtime, settings)
+    folder = catalog.build_folder(definition, settings)
+    build = catalog.load_build(folder)
+    findings = seal.compare(folder, full=False) if build else []
+    state = "missing" if build is None else "unhealthy" if findings else "ready"
+    shown = {
+        "name": definition.name, "state": state, "findings": findings, "description": definition.description, "kind": definition.kind,
+        "definition": definition.folder, "prefix": str(folder / "prefix") if build else None,
+        "build": msgspec.to_builtins(build) if build else None,
+    }  # fmt: skip
+    if arguments.json:
+        print(json.dumps(shown, indent=2))
+        return 0
+    for name, value in shown.items():
+        if name not in ("build", "findings"):
+            print(f"{name:<16} {value if value is not None else '-'}")
+    for finding in findings:
+        print(f"{'finding':<16} {finding}")
+    if build:
+        print(f"{'content digest':<16} {build.content_digest}\n{'seal digest':<16} {build.seal_digest}\n{'python':<16} {build.python}")
+        print(f"{'size':<16} {format_bytes(build.bytes)} in {build.files} files, built in {build.build_s:.1f} s")
+        print("packages         " + (", ".join(f"{name} {version}" for name, version in build.packages.items()) or "none"))
+    return 0
+
+
+def build_runtimes(arguments: argparse.Namespace) -> int:
+    """Build runtimes, one after the other; what is there and whole is reused."""
+    from forge_orchestration.operations.self_test import sandboxed_self_test
+    from forge_orchestration.runtimes.venv import build
+
+    settings = load_settings()
+    for name in arguments.runtimes:  # all names are known before the first is built
+        catalog.load_definition(name, settings)
+    engine = Engine(settings)
+    for name in arguments.runtimes:
+        made = build(name, settings, sandboxed_self_test(engine), force=arguments.force, say=lambda text: print(text, file=sys.stderr, flush=True))
+        print(f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})")
+    return 0
+
+
+def _row(name: str, settings: Settings) -> dict[str, object]:
+    try:
+        definition = catalog.load_definition(name, settings)
+        folder = catalog.build_folder(definition, settings)
+        build = catalog.load_build(folder)
+        state = "missing" if build is None else "unhealthy" if seal.quick_verdict(folder, 0).findings else "ready"
+    except RuntimeCatalogError as error:
+        return {"runtime": name, "state": "unhealthy", "python": None, "packages": None, "content": None, "description": error.message}
+    return {
+        "runtime": name, "state": state, "python": build.python if build else None, "packages": len(build.packages) if build else None,
+        "content": build.content_digest[:12] if build else None, "description": definition.description,
+    }  # fmt: skip

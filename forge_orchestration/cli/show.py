@@ -1,0 +1,84 @@
+"""Tables and records for people: with rich on a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from forge_orchestration.model.record import ExecutionRecord, Measured
+from forge_orchestration.units import format_bytes, format_seconds
+
+
+def print_table(rows: Sequence[Mapping[str, object]], title: str = "") -> None:
+    """Rows of the same columns; tab-separated with a header line when piped."""
+    if not rows:
+        print("nothing to show", file=sys.stderr)
+        return
+    columns = list(rows[0])
+    if not sys.stdout.isatty():
+        print("\t".join(columns))
+        for row in rows:
+            print("\t".join(_text(row[column]).replace("\t", " ") for column in columns))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(_text(row[column])) for column in columns))  # Text: an analysis' words are no markup
+    Console().print(table)
+
+
+def print_record(record: ExecutionRecord) -> None:
+    """What a scientist wants to see of one execution."""
+    print(f"\n{record.analysis}: {record.status}" + (f" ({record.end_reason})" if record.end_reason else ""))
+    print(f"  {record.message}" if record.message else "")
+    for title, lines in _sections(record):
+        print(f"\n{title}")
+        for name, value in lines:
+            print(f"  {name:<22} {value}")
+
+
+def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, str]]]]:
+    runtime = record.runtime
+    yield "Execution", [
+        ("id", record.execution_id),
+        ("runtime", f"{runtime.name} (content {runtime.content_digest[:12]}, chosen by {runtime.chosen_by})" if runtime else "-"),
+        ("command", " ".join(record.command)),
+        ("started", _when(record.started_at)),
+        ("ended", _when(record.ended_at)),
+        ("folder", record.folder),
+        ("record", f"{record.folder}/record.json"),
+    ]
+    if record.enforced:
+        yield "Enforced, as read back", [(name, f"{_limit(name, one.value)}  ({one.source})") for name, one in record.enforced.items()]
+    if record.isolation:
+        protections = record.isolation.protections
+        on = [name for name, state in protections.items() if state == "on"]
+        yield "Isolation", [("mode", record.isolation.mode), ("on", ", ".join(on))] + [
+            (name, state) for name, state in protections.items() if state != "on"
+        ]
+    used = [(name, _limit(name, one.value)) for name in record.usage.__struct_fields__ if isinstance(one := getattr(record.usage, name), Measured)]
+    if used:
+        yield "Used", used
+    yield "Logs", [(name, f"{log.path} ({format_bytes(log.bytes)})") for name, log in record.logs.items()]
+    if record.outputs:
+        yield "Outputs", [(one.name, f"{record.folder}/outputs/{one.path} ({format_bytes(one.bytes)})") for one in record.outputs]
+    if record.rejected_outputs:
+        yield "Not kept", [(one.path, one.why) for one in record.rejected_outputs]
+
+
+def _limit(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    return format_seconds(round(value, 3)) if name.endswith("_s") else f"{value:g}"
+
+
+def _when(moment: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "-"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

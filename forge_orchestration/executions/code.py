@@ -1,0 +1,75 @@
+"""The analysis' own files: copied into the execution's folder before they are run, so that what ran is what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.record import CodeFacts
+from forge_orchestration.units import format_bytes
+
+_MAX_BYTES = 64 * 2**20
+_LEFT_OUT = frozenset({"__pycache__", ".git", ".ipynb_checkpoints"})
+
+
+def check_code(folder: Path) -> None:
+    """Refuse a folder that holds data rather than code.
+
+    Raises:
+        SpecError: It is too large, or cannot be read.
+    """
+    total = sum(path.stat().st_size for path in _files(folder))
+    if total > _MAX_BYTES:
+        raise SpecError(
+            f"The analysis' folder {folder} holds {format_bytes(total)}, and at most {format_bytes(_MAX_BYTES)} are copied.",
+            "Keep data elsewhere and declare it as an input.",
+        )
+
+
+def snapshot_code(folder: Path, target: Path) -> CodeFacts:
+    """Copy the plain files of `folder` to `target`, readable by every user, and say what they are."""
+    digest = hashlib.sha256()
+    target.mkdir(mode=0o755)
+    os.chmod(target, 0o755)  # whatever the umask
+    for path in _files(folder):
+        relative = path.relative_to(folder)
+        copy = target / relative
+        for parent in reversed(copy.relative_to(target).parents[:-1]):
+            (target / parent).mkdir(exist_ok=True)
+            os.chmod(target / parent, 0o755)
+        shutil.copyfile(path, copy)
+        os.chmod(copy, 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
+        with open(copy, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(msgspec.json.encode([os.fsencode(relative).hex(), content]))
+    commit, dirty = _git(folder)
+    return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
+        found += [path for name in sorted(files) if (path := Path(root, name)).is_file() and not path.is_symlink()]
+    return found
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit of the repository that holds `folder`, and whether `folder` differs from it; nothing where git knows nothing."""
+    try:
+        head = _run_git(folder, "rev-parse", "HEAD")
+        return head.strip(), bool(_run_git(folder, "status", "--porcelain", "--", ".").strip())
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=20, stdin=subprocess.DEVNULL).stdout

@@ -1,0 +1,151 @@
+"""Inputs: which file or folder of the host a name stands for, whether it may be read, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.record import InputFacts
+from forge_orchestration.settings import Settings
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
+_PACKAGE = "package://"
+
+
+class DigestCache(Protocol):
+    """Remembers digests of files by what a `stat` says of them."""
+
+    def digest(self, facts: os.stat_result) -> str | None:
+        """The digest of a file that has not changed since it was kept."""
+
+    def keep_digest(self, facts: os.stat_result, sha256: str) -> None:
+        """Keep it."""
+
+
+class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
+    """An input that was checked: its real path, and the identity of the file that was read for its digest."""
+
+    name: str
+    path: str
+    device: int
+    inode: int
+    facts: InputFacts
+
+
+def resolve_input(
+    name: str, source: str, settings: Settings, site_packages: Path, cache: DigestCache, *, other_uid: bool
+) -> ResolvedInput:
+    """Check one input and compute its digest.
+
+    Args:
+        source: A path, or `package://NAME/PATH` for a file in the runtime.
+        site_packages: Where the runtime's packages lie.
+        other_uid: Whether executions run under a uid that is not the one of this process.
+
+    Raises:
+        SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"'{name[:80]}' cannot be an input's name.", "Use letters, digits, '_', '-' and '.'.")
+    in_package = source.startswith(_PACKAGE)
+    if in_package:
+        path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
+        roots: tuple[Path, ...] = (Path(os.path.realpath(site_packages)),)
+        where = "the runtime's packages"
+    else:
+        path = Path(os.path.realpath(os.path.expanduser(source)))
+        roots = tuple(Path(os.path.realpath(root)) for root in settings.allowed_input_roots)
+        where = "the folders that inputs may come from"
+    if not any(path.is_relative_to(root) for root in roots) or (not in_package and _is_forges_own(path, settings)):
+        hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."
+        raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
+    try:
+        facts = os.fstat(fd)
+        mode = facts.st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = next((text for test, text in _KINDS.items() if test(mode)), "something else")
+            raise SpecError(f"Input '{name}' ({source}) is {kind}; an input is a file or a folder.")
+        needed = 0o005 if stat.S_ISDIR(mode) else 0o004
+        if other_uid and mode & needed != needed:
+            raise SpecError(
+                f"Input '{name}' ({source}) cannot be read by an execution, which has a user id of its own.",
+                f"Let others read it: chmod o+r{'x' if needed == 5 else ''} {path}",
+            )
+        try:
+            digest, size = _digest(fd, facts, cache)
+        except OSError as error:
+            raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
+    finally:
+        os.close(fd)
+    described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
+    return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described)
+
+
+def _is_forges_own(path: Path, settings: Settings) -> bool:
+    """Whether `path` is Forge's own or holds it: its store, its runtimes, other executions. Collected outputs are not."""
+    home = Path(os.path.realpath(settings.home))
+    if home.is_relative_to(path):
+        return True
+    if not path.is_relative_to(home):
+        return False
+    parts = path.relative_to(home).parts
+    return not (len(parts) >= 4 and parts[0] == "executions" and parts[2] == "outputs")
+
+
+def _digest(fd: int, facts: os.stat_result, cache: DigestCache) -> tuple[str, int]:
+    """sha256 and size of a file, or of a folder's sorted paths and contents, read beneath the descriptor that was checked."""
+    if stat.S_ISREG(facts.st_mode):
+        return _file_digest(fd, facts, cache), facts.st_size
+    digest, total = hashlib.sha256(), 0
+    top = _reopened(fd, os.O_DIRECTORY)
+    try:
+        for root, folders, files, folder_fd in os.fwalk(".", dir_fd=top, follow_symlinks=False):
+            folders.sort()
+            for name in sorted(files):
+                content, size = _entry_digest(name, folder_fd, cache)
+                total += size
+                digest.update(msgspec.json.encode([os.fsencode(os.path.join(root, name)).hex(), content]))
+    finally:
+        os.close(top)
+    return digest.hexdigest(), total
+
+
+def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, int]:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        facts = os.fstat(fd)
+        if stat.S_ISREG(facts.st_mode):
+            return _file_digest(fd, facts, cache), facts.st_size
+        if stat.S_ISLNK(facts.st_mode):
+            return "link " + os.fsencode(os.readlink(name, dir_fd=folder_fd)).hex(), 0
+        return f"kind {stat.S_IFMT(facts.st_mode):o}", 0
+    finally:
+        os.close(fd)
+
+
+def _file_digest(fd: int, facts: os.stat_result, cache: DigestCache) -> str:
+    if (known := cache.digest(facts)) is not None:
+        return known
+    with open(_reopened(fd, os.O_NONBLOCK), "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+        cache.keep_digest(facts, sha256)
+    return sha256
+
+
+def _reopened(fd: int, flags: int) -> int:
+    """A readable descriptor of the file that a path-only descriptor stands for."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | flags)

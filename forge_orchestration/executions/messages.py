@@ -1,0 +1,140 @@
+"""From hostile bytes to messages: whatever is not exactly as documented ends the execution, nothing is guessed.
+
+One JSON object a line, either Forge's own (`{"type": "progress", "fraction": 0.4, "message": "…"}`) or one that
+`dagster_pipes` wrote. A line is at most a few KiB, so that the kernel keeps lines of concurrent writers apart.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from forge_orchestration.errors import ForgeError
+from forge_orchestration.model.messages import Message
+from forge_orchestration.settings import MessageSettings
+
+_MAX_NAME, _MAX_TEXT, _MAX_VALUES = 128, 4096, 256
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class MessageViolation(ForgeError):
+    """An analysis broke the rules of its message channel."""
+
+
+class MessageParser:
+    """Cuts a stream into lines and lines into messages, and remembers whether the channel was closed properly."""
+
+    def __init__(self, caps: MessageSettings) -> None:
+        self._caps = caps
+        self._rest = b""
+        self._count = 0
+        self._opened = self._closed = False
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are complete with `data`.
+
+        Raises:
+            MessageViolation: A line is too long, no JSON, of an unknown kind, or one too many.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > self._caps.max_line_bytes:
+            raise MessageViolation(f"A message is longer than {self._caps.max_line_bytes} bytes.")
+        return [self._message(line) for line in lines if line.strip()]
+
+    def finish(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            MessageViolation: Half a line is left, or a channel was opened and not closed.
+        """
+        if self._rest.strip():
+            raise MessageViolation(f"The last message has no end: {quoted(self._rest)}.")
+        if self._opened and not self._closed:
+            raise MessageViolation("The message channel was opened and never closed.")
+
+    def _message(self, line: bytes) -> Message:
+        self._count += 1
+        if self._count > self._caps.max_count:
+            raise MessageViolation(f"More than {self._caps.max_count} messages.")
+        if len(line) > self._caps.max_line_bytes:
+            raise MessageViolation(f"A message is longer than {self._caps.max_line_bytes} bytes.")
+        try:
+            raw = msgspec.json.decode(line)
+            if not isinstance(raw, dict):
+                raise ValueError("not an object")
+            message = _from_pipes(raw) if "__dagster_pipes_version" in raw else msgspec.convert(raw, Message)
+            message = _checked(message)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            raise MessageViolation(f"A message cannot be used ({_first_line(error)}): {quoted(line)}.") from None
+        self._opened |= message.type == "opened"
+        self._closed |= message.type == "closed"
+        return message
+
+
+def _from_pipes(raw: dict[str, Any]) -> Message:
+    """What `dagster_pipes` writes. Results and checks are for trusted code to state, so only their metadata is taken."""
+    method, params = raw["method"], raw.get("params") or {}
+    if not isinstance(params, dict):
+        raise ValueError("params is not an object")
+    match method:
+        case "opened" | "closed":
+            return Message(type=method)
+        case "log":
+            return Message(type="log", level=_level(params.get("level", "info")), message=_text(params["message"]))
+        case "report_custom_message":
+            return Message(type="metadata", values={"message": _text(msgspec.json.encode(params.get("payload")).decode())})
+        case "report_asset_materialization":
+            values = params.get("metadata") or {}
+            return Message(type="metadata", values={str(name): _pipes_value(value) for name, value in values.items()})
+    raise ValueError(f"method {str(method)[:40]!r} is not allowed")
+
+
+def _pipes_value(value: Any) -> bool | int | float | str:
+    raw = value.get("raw_value") if isinstance(value, dict) else value
+    kind = value.get("type", "__infer__") if isinstance(value, dict) else "__infer__"
+    if kind not in ("__infer__", "text", "int", "float", "bool", "json", "md"):
+        raise ValueError(f"metadata of type {str(kind)[:20]!r} is not allowed")
+    return raw if isinstance(raw, (bool, int, float, str)) else msgspec.json.encode(raw).decode()
+
+
+def _level(value: Any) -> Any:
+    level = str(value).lower()
+    if level not in _LEVELS:
+        raise ValueError(f"unknown level {level[:20]!r}")
+    return level
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text expected")
+    return value
+
+
+def _checked(message: Message) -> Message:
+    if len(message.message) > _MAX_TEXT or len(message.values) > _MAX_VALUES:
+        raise ValueError("too long")
+    if message.fraction is not None and not 0 <= message.fraction <= 1:
+        raise ValueError("fraction is not between 0 and 1")
+    for name, value in message.values.items():
+        if len(name) > _MAX_NAME or not name.isprintable() or (isinstance(value, str) and len(value) > _MAX_TEXT):
+            raise ValueError("a metadata name or value is too long or not printable")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is not finite")
+    values = {name: printable(value) if isinstance(value, str) else value for name, value in message.values.items()}
+    return msgspec.structs.replace(message, message=printable(message.message), values=values)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters (but line ends and tabs), so that it cannot move a terminal's cursor."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def quoted(data: bytes) -> str:
+    """The beginning of untrusted bytes as a short, safe quotation."""
+    return repr(data[:80])[1:] + ("…" if len(data) > 80 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return printable(str(error).split("\n")[0][:120])

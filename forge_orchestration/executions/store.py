@@ -1,0 +1,156 @@
+"""The store: an index of executions in SQLite, and what must be remembered between them.
+
+`record.json` is the truth; rows can be rebuilt from it. WAL, so that readers never wait for the one writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from forge_orchestration.errors import StoreError
+from forge_orchestration.model.record import ExecutionRecord
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE executions (
+    execution_id TEXT PRIMARY KEY, analysis TEXT NOT NULL, runtime TEXT, executor TEXT NOT NULL, status TEXT NOT NULL,
+    end_reason TEXT, message TEXT NOT NULL, queued_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    peak_memory_bytes REAL, cpu_s REAL, dagster_run_id TEXT, controller_pid INTEGER, controller_start INTEGER);
+CREATE INDEX executions_by_status ON executions (status);
+CREATE INDEX executions_by_analysis ON executions (analysis, execution_id);
+CREATE TABLE file_digests (
+    device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
+    PRIMARY KEY (device, inode)) WITHOUT ROWID;
+"""
+_COLUMNS = (
+    "execution_id", "analysis", "runtime", "executor", "status", "end_reason", "message", "queued_at", "started_at", "ended_at",
+    "peak_memory_bytes", "cpu_s", "dagster_run_id",
+)  # fmt: skip
+
+
+class Store:
+    """One connection, usable from several threads, one statement at a time.
+
+    Raises:
+        StoreError: The database cannot be opened, or was made by a newer Forge.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        with self._told("opened"):
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            if self._db.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
+                self._create()
+            self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _create(self) -> None:
+        os.chmod(self._path, 0o600)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
+            if version > _SCHEMA_VERSION:
+                raise StoreError(f"{self._path} was made by a newer Forge (schema {version}).", "Update this one.")
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def save(self, record: ExecutionRecord) -> None:
+        """Insert or replace the row of `record`."""
+        usage = record.usage
+        cpu = [part.value for part in (usage.cpu_user_s, usage.cpu_system_s) if part is not None]
+        row = (
+            record.execution_id, record.analysis, record.runtime.name if record.runtime else None, record.executor, record.status,
+            record.end_reason, record.message, record.queued_at, record.started_at, record.ended_at,
+            usage.peak_memory_bytes.value if usage.peak_memory_bytes else None, sum(cpu) if cpu else None, record.dagster_run_id,
+        )  # fmt: skip
+        marks = ", ".join("?" * len(_COLUMNS))
+        changes = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])
+        with self._lock, self._told("written"):
+            self._db.execute(
+                f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (execution_id) DO UPDATE SET {changes}", row
+            )
+
+    def claim(self, execution_id: str, pid: int, start_time: int) -> None:
+        """Remember which controller waits for an execution."""
+        with self._lock, self._told("written"):
+            self._db.execute(
+                "UPDATE executions SET controller_pid = ?, controller_start = ? WHERE execution_id = ?", (pid, start_time, execution_id)
+            )
+
+    def forget(self, execution_id: str) -> None:
+        """Remove the row of an execution that never came to be."""
+        with self._lock, self._told("written"):
+            self._db.execute("DELETE FROM executions WHERE execution_id = ?", (execution_id,))
+
+    def controller(self, execution_id: str) -> tuple[int, int] | None:
+        """Pid and start time of the controller that claimed an execution."""
+        with self._lock, self._told("read"):
+            row = self._db.execute(
+                "SELECT controller_pid, controller_start FROM executions WHERE execution_id = ?", (execution_id,)
+            ).fetchone()
+        return (row[0], row[1]) if row and row[0] is not None else None
+
+    def list(self, *, limit: int = 50, status: str | None = None, analysis: str | None = None) -> list[dict[str, object]]:
+        """Rows, the newest first."""
+        where, values = [], []
+        for column, value in (("status", status), ("analysis", analysis)):
+            if value is not None:
+                where.append(f"{column} = ?")
+                values.append(value)
+        clause = f"WHERE {' AND '.join(where)}" if where else ""
+        query = f"SELECT {', '.join(_COLUMNS)} FROM executions {clause} ORDER BY execution_id DESC LIMIT ?"
+        with self._lock, self._told("read"):
+            rows = self._db.execute(query, (*values, limit)).fetchall()
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+
+    def unfinished(self) -> list[str]:
+        """Ids of executions whose row has no final status."""
+        query = "SELECT execution_id FROM executions WHERE status IN ('queued', 'preparing', 'running', 'collecting')"
+        with self._lock, self._told("read"):
+            return [row[0] for row in self._db.execute(query)]
+
+    def ids(self) -> set[str]:
+        """Ids of all executions."""
+        with self._lock, self._told("read"):
+            return {row[0] for row in self._db.execute("SELECT execution_id FROM executions")}
+
+    def digest(self, facts: os.stat_result) -> str | None:
+        """The digest of a file that has not changed since it was kept, by device, inode, size and both times."""
+        query = "SELECT sha256 FROM file_digests WHERE device = ? AND inode = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"
+        with self._lock, self._told("read"):
+            row = self._db.execute(query, _file_key(facts)).fetchone()
+        return str(row[0]) if row else None
+
+    def keep_digest(self, facts: os.stat_result, sha256: str) -> None:
+        """Keep the digest of a file."""
+        with self._lock, self._told("written"):
+            self._db.execute("INSERT OR REPLACE INTO file_digests VALUES (?, ?, ?, ?, ?, ?)", (*_file_key(facts), sha256))
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"The execution store {self._path} cannot be {what}: {error}.") from error
+
+
+def _file_key(facts: os.stat_result) -> tuple[int, int, int, int, int]:
+    # SQLite's integers are signed; device and inode numbers are not
+    return (facts.st_dev, facts.st_ino - (1 << 64) if facts.st_ino >> 63 else facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)

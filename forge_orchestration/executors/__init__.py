@@ -1,0 +1,1 @@
+"""Backends that run executions, under one contract."""

@@ -1,0 +1,103 @@
+"""The contract between the engine and a backend that runs executions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.inputs import ResolvedInput
+from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.model.reasons import Status
+from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.runtimes.catalog import ResolvedRuntime
+
+
+class ExecutorCapabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do: limits it enforces, kinds of runtime it can use, whether another process can take over."""
+
+    limits: frozenset[str]
+    runtime_kinds: frozenset[str]
+    reattach: bool
+
+
+class PreparedExecution(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution that has its folder, its checked inputs and its resolved runtime, and waits to be submitted."""
+
+    folder: ExecutionFolder
+    runtime: ResolvedRuntime
+    inputs: tuple[ResolvedInput, ...]
+
+
+class ExecutionHandle(msgspec.Struct, frozen=True, kw_only=True):
+    """What identifies a submitted execution; `native_id` is the backend's name for it, and is in the record."""
+
+    execution_id: str
+    native_id: str
+
+
+class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an execution is, as far as the backend knows."""
+
+    status: Status
+
+    @property
+    def is_final(self) -> bool:
+        """Whether `collect` will give the final record."""
+        return self.status.is_final
+
+
+class AnalysisExecutor(ABC):
+    """Runs executions somewhere. Every method may be called from any thread."""
+
+    name: str
+    capabilities: ExecutorCapabilities
+
+    @abstractmethod
+    def check(self) -> None:
+        """Whether executions can be submitted now.
+
+        Raises:
+            HostError, BackendUnavailableError: They cannot; the sentence says why and what to do.
+        """
+
+    @abstractmethod
+    def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
+        """Start it, and return once `native_id` is in its record. Submitting an execution a second time starts nothing.
+
+        Raises:
+            SubmitError: It was not started.
+        """
+
+    @abstractmethod
+    def poll(self, handle: ExecutionHandle) -> ExecutionState:
+        """How far it is. Never raises because an execution failed."""
+
+    @abstractmethod
+    def wait(self, handle: ExecutionHandle, timeout_s: float | None = None) -> ExecutionState:
+        """Wait until it is final, or for `timeout_s`; returns the state then."""
+
+    @abstractmethod
+    def cancel(self, handle: ExecutionHandle) -> None:
+        """Ask it to end, with the grace of its limits. Idempotent; returns before it has ended."""
+
+    @abstractmethod
+    def logs(self, handle: ExecutionHandle, stream: str, offset: int) -> bytes:
+        """What `stdout`, `stderr` or `messages` holds from `offset` on, now."""
+
+    @abstractmethod
+    def collect(self, handle: ExecutionHandle) -> ExecutionRecord:
+        """The final record, with outputs, usage and enforced limits. Idempotent.
+
+        Raises:
+            ExecutorError: The execution has not ended.
+        """
+
+    @abstractmethod
+    def reattach(self, native_id: str, execution_id: str) -> ExecutionHandle:
+        """A handle for an execution that another process submitted."""
+
+    @abstractmethod
+    def cleanup(self, handle: ExecutionHandle) -> Cleanup:
+        """Remove what a dead or ended execution left running or lying about. Idempotent, possible after any crash."""

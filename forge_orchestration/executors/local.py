@@ -1,0 +1,232 @@
+"""The `local` executor: executions on this host, each under a supervisor of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import ExecutorError, HostError, SubmitError
+from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executors.base import (
+    AnalysisExecutor, ExecutionHandle, ExecutionState, ExecutorCapabilities, PreparedExecution,
+)  # fmt: skip
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.sandbox import view
+from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
+from forge_orchestration.sandbox.leftovers import remove_leftovers
+from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.settings import Settings
+
+_START_TIMEOUT_S = 30.0
+_PASSED_ON = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "LD_LIBRARY_PATH")
+
+
+class _Spawner:
+    """The spawner process of this controller, and the socket to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bubblewrap = find_bubblewrap()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package_root = str(Path(__file__).resolve().parents[2])
+        # -I: nothing of the caller's Python environment (PYTHONPATH, user site, current folder) reaches trusted code
+        code = f"import sys; sys.path.insert(0, {package_root!r}); from forge_orchestration.sandbox.spawner import main; main()"
+        command = [*scope_prefix(settings.cgroup.parent), sys.executable, "-I", "-c", code, settings.cgroup.parent]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                cwd="/", env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            )  # fmt: skip
+        except OSError as error:
+            raise HostError(f"The spawner cannot be started: {error}.") from error
+        finally:
+            theirs.close()
+        self.pid = os.getpid()
+        self._socket = ours
+        self._lock = threading.Lock()
+        ours.settimeout(_START_TIMEOUT_S)
+        try:
+            greeting = msgspec.json.decode(ours.recv(1 << 16), type=Greeting)
+        except (OSError, msgspec.DecodeError) as error:
+            self.close()
+            raise HostError(
+                f"The spawner did not start ({command[0]} exited with {self._process.poll()}): {error}.", "See: forge doctor"
+            ) from error
+        if greeting.site is None:
+            self.close()
+            raise HostError(greeting.error, greeting.hint)
+        self.site: CgroupSite = greeting.site
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None and self.pid == os.getpid()
+
+    def start(self, folder: Path) -> socket.socket:
+        """Have a supervisor forked for the execution in `folder`; returns the socket to it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [os.fsencode(folder)], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise SubmitError(f"The spawner is gone: {error}.") from error
+        finally:
+            theirs.close()
+        return ours
+
+    def close(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+
+
+class LocalExecutor(AnalysisExecutor):
+    """Sandboxes on this host. One spawner a process, shared by all instances with the same cgroup setting."""
+
+    name = "local"
+    capabilities = ExecutorCapabilities(
+        limits=frozenset({"memory", "cpus", "pids", "wall_time", "grace", "scratch", "log"}),
+        runtime_kinds=frozenset({"venv"}),
+        reattach=True,
+    )
+    _spawners: dict[str, _Spawner] = {}
+    _spawners_lock = threading.Lock()
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sockets: dict[str, socket.socket] = {}
+
+    def check(self) -> None:
+        self._spawner()
+
+    def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
+        folder = execution.folder
+        if (record := folder.read_record()).native_id:
+            return ExecutionHandle(execution_id=folder.id, native_id=record.native_id)
+        spawner = self._spawner()
+        plan = self._plan(spec, execution, spawner)
+        write_atomically(folder.path / "plan.json", msgspec.json.encode(plan))
+        connection = spawner.start(folder.path)
+        connection.settimeout(_START_TIMEOUT_S)
+        try:
+            heard = connection.recv(64)
+        except OSError as error:
+            connection.close()
+            raise SubmitError(f"No supervisor started for {folder.id}: {error}.") from error
+        if not heard:
+            connection.close()
+            raise SubmitError(f"The supervisor of {folder.id} ended before it began.", f"See {folder.path}/supervisor.log")
+        self._sockets[folder.id] = connection
+        return ExecutionHandle(execution_id=folder.id, native_id=folder.read_record().native_id or "")
+
+    def poll(self, handle: ExecutionHandle) -> ExecutionState:
+        return self.wait(handle, 0)
+
+    def wait(self, handle: ExecutionHandle, timeout_s: float | None = None) -> ExecutionState:
+        folder = self._folder(handle)
+        connection = self._sockets.get(handle.execution_id)
+        if connection is not None:
+            waiting = select.poll()
+            waiting.register(connection, select.POLLIN)
+            if not waiting.poll(None if timeout_s is None else timeout_s * 1000):
+                return ExecutionState(status=folder.read_record().status)
+            self._sockets.pop(handle.execution_id, None)
+            connection.close()
+        else:
+            supervisor = read_supervisor(folder.path)
+            if supervisor is not None and supervisor.is_alive and not supervisor.wait(timeout_s):
+                return ExecutionState(status=folder.read_record().status)
+        record = folder.read_record()
+        if not record.status.is_final:
+            # the supervisor is gone without a last word: it was killed
+            record = self._close_lost(folder, record, EndReason.EXECUTOR_ERROR, "The supervisor of the execution was killed.")
+        return ExecutionState(status=record.status)
+
+    def cancel(self, handle: ExecutionHandle) -> None:
+        supervisor = read_supervisor(self._folder(handle).path)
+        if supervisor is not None:
+            supervisor.send(signal.SIGTERM)
+
+    def logs(self, handle: ExecutionHandle, stream: str, offset: int) -> bytes:
+        folder = self._folder(handle)
+        try:
+            with open(folder.messages if stream == "messages" else folder.log(stream), "rb", buffering=0) as file:
+                file.seek(offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def collect(self, handle: ExecutionHandle) -> ExecutionRecord:
+        record = self._folder(handle).read_record()
+        if not record.status.is_final:
+            raise ExecutorError(f"Execution {handle.execution_id} has not ended: it is {record.status}.")
+        return record
+
+    def reattach(self, native_id: str, execution_id: str) -> ExecutionHandle:
+        return ExecutionHandle(execution_id=execution_id, native_id=native_id)
+
+    def cleanup(self, handle: ExecutionHandle) -> Cleanup:
+        return remove_leftovers(self._folder(handle), self._settings)
+
+    def close_lost(self, handle: ExecutionHandle) -> ExecutionRecord:
+        """Give an execution whose supervisor and controller are gone its final record, after cleaning up behind it."""
+        folder = self._folder(handle)
+        return self._close_lost(folder, folder.read_record(), EndReason.CONTROLLER_LOST, "Forge was killed while the analysis ran.")
+
+    def _close_lost(self, folder: ExecutionFolder, record: ExecutionRecord, reason: EndReason, message: str) -> ExecutionRecord:
+        cleanup = remove_leftovers(folder, self._settings)
+        record = msgspec.structs.replace(
+            record, status=reason.status, end_reason=reason, message=f"{message} Run it again.", cleanup=cleanup, ended_at=time.time()
+        )
+        folder.write_record(record)
+        return record
+
+    def _folder(self, handle: ExecutionHandle) -> ExecutionFolder:
+        return ExecutionFolder(self._settings.executions_dir, handle.execution_id)
+
+    def _spawner(self) -> _Spawner:
+        with self._spawners_lock:
+            key = self._settings.cgroup.parent
+            spawner = self._spawners.get(key)
+            if spawner is None or not spawner.is_alive:
+                spawner = self._spawners[key] = _Spawner(self._settings)
+            return spawner
+
+    def _plan(self, spec: AnalysisSpec, execution: PreparedExecution, spawner: _Spawner) -> LaunchPlan:
+        settings, runtime, folder = self._settings, execution.runtime, execution.folder
+        binds = [_bind(str(runtime.prefix), view.RUNTIME)]
+        binds += [_bind(str(path), str(path)) for path in runtime.extra_mounts]
+        if folder.analysis.is_dir():
+            binds.append(_bind(str(folder.analysis), view.ANALYSIS))
+        binds += [
+            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode) for item in execution.inputs
+        ]
+        system_binds, system_links = view.system_view()
+        return LaunchPlan(
+            execution_id=folder.id, folder=str(folder.path), workspace=str(settings.scratch_dir / folder.id),
+            templates=str(settings.scratch_dir / "templates"), bubblewrap=spawner.bubblewrap, command=spec.command,
+            environment=view.environment(
+                activation=runtime.activation, declared=spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0
+            ),
+            limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
+            outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site,
+            identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision,
+        )  # fmt: skip
+
+
+def _bind(source: str, target: str) -> Bind:
+    facts = os.stat(source)
+    return Bind(source=source, target=target, device=facts.st_dev, inode=facts.st_ino)

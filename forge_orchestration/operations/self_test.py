@@ -1,0 +1,44 @@
+"""A runtime's own self-test, run where an analysis would run: inside the sandbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forge_orchestration.engine import Engine
+from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.executions.logs import tail
+from forge_orchestration.model.limits import updated_limits
+from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.runtimes.catalog import ResolvedRuntime, RuntimeDefinition
+from forge_orchestration.runtimes.venv import SelfTest
+from forge_orchestration.sandbox.view import ANALYSIS
+
+
+def sandboxed_self_test(engine: Engine) -> SelfTest:
+    """What `runtimes.venv.build` calls before it moves a build into place."""
+
+    def test(definition: RuntimeDefinition, runtime: ResolvedRuntime) -> None:
+        record = run_self_test(engine, definition, runtime)
+        if not record.succeeded:
+            said = tail(Path(record.folder, "stderr.log"), 1000).decode(errors="replace").strip()
+            raise RuntimeCatalogError(
+                f"Runtime '{definition.name}' failed its self-test: {record.message} {said}", f"Its record: {record.folder}/record.json"
+            )
+
+    return test
+
+
+def run_self_test(engine: Engine, definition: RuntimeDefinition, runtime: ResolvedRuntime) -> ExecutionRecord:
+    """Run it once; a definition without one only has to start its interpreter."""
+    command = definition.self_test or ("python", "-c", "pass")
+    folder = Path(definition.folder)
+    spec = AnalysisSpec(
+        name="self_test",
+        command=tuple(f"{ANALYSIS}/{word}" if (folder / word).is_file() else word for word in command),
+        folder=definition.folder,
+        runtime=definition.name,
+        limits=updated_limits(engine.settings.defaults, definition.limits, f"runtime '{definition.name}'"),
+        chosen_by={"runtime": "self-test"},
+    )
+    return engine.run(spec, runtime=runtime)

@@ -1,0 +1,117 @@
+"""The one factory: an analysis folder becomes an asset.
+
+The step itself stays light: it waits for an execution that has its own processes, limits and supervisor.
+"""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+
+import dagster as dg
+
+from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions.messages import printable
+from forge_orchestration.model.limits import Limits, check_limits, limits_as_written, updated_limits
+from forge_orchestration.model.spec import AnalysisDefinition
+from forge_orchestration.orchestration.op_config import config_schema, describe_param
+from forge_orchestration.orchestration.step import failure_of, run_step
+from forge_orchestration.runtimes.catalog import load_definition as load_runtime
+from forge_orchestration.settings import Settings
+
+
+def analysis_asset(
+    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
+) -> dg.AssetsDefinition:
+    """The asset of one analysis.
+
+    Raises:
+        ForgeError: The definition cannot become a runnable asset; the sentence says why.
+    """
+    limits = _default_limits(definition, settings)
+    schema = config_schema(definition, limits, settings.maximum, runtimes, executors)
+
+    def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        return run_step(context, definition, settings)
+
+    return _asset(
+        definition.name,
+        run,
+        group=definition.group,
+        description=_description(definition, limits_as_written(limits)),
+        kinds={"forge", _safe(definition.command[0].rsplit("/", 1)[-1])},
+        tags={"forge/runtime": definition.runtime},
+        schema=schema,
+    )
+
+
+def broken_asset(name: str, error: ForgeError) -> dg.AssetsDefinition:
+    """In the place of an analysis that cannot be used: it says why, and fails with the same words when launched."""
+
+    def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        raise failure_of(error)
+
+    description = f"**This analysis cannot be used.** {printable(str(error))}"
+    return _asset(name, run, group="broken", description=description, kinds={"forge", "broken"}, tags={}, schema={})
+
+
+def _default_limits(definition: AnalysisDefinition, settings: Settings) -> Limits:
+    """The limits of a launch that says nothing, in the order of `spec_from_definition`, which needs all parameters."""
+    limits = updated_limits(settings.defaults, load_runtime(definition.runtime, settings).limits, definition.runtime)
+    limits = updated_limits(limits, definition.limits, f"{definition.folder}/analysis.yaml")
+    check_limits(limits, settings.maximum)
+    return limits
+
+
+def _asset(
+    name: str,
+    run: Callable[[dg.AssetExecutionContext], dg.MaterializeResult[None]],
+    *,
+    group: str,
+    description: str,
+    kinds: set[str],
+    tags: dict[str, str],
+    schema: dict[str, dg.Field],
+) -> dg.AssetsDefinition:
+    spec = dg.AssetSpec([name], group_name=_safe(group), description=description, kinds=kinds, tags=tags)
+    return dg.multi_asset(name=op_name(name), specs=[spec], description=description, config_schema=schema)(run)
+
+
+def op_name(analysis: str) -> str:
+    """The op of an analysis: `run_` and its name. In Dagster no op is named as a job is, and the job comes first."""
+    return f"run_{analysis}"
+
+
+def usable_name(name: str, taken: Collection[str]) -> str:
+    """A name that Dagster accepts and nobody else has, as close to any folder's name as possible."""
+    usable = _safe(name).strip("_") or "analysis"
+    while usable in taken:
+        usable += "_"
+    return usable
+
+
+def _safe(name: str) -> str:
+    """A name that Dagster accepts for a group or a kind."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)[:60] or "default"
+
+
+def _description(definition: AnalysisDefinition, limits: dict[str, object]) -> str:
+    """Markdown for the asset's page: what goes in, what comes out, what may be changed."""
+    parts = [definition.description or "(no description)"]
+    if definition.inputs:
+        parts.append(_rows("Input", "From", {name: f"`{source.path}`" for name, source in definition.inputs.items()}))
+    if definition.outputs:
+        parts.append(_rows("Output", "File", {name: f"`{pattern}`" for name, pattern in definition.outputs.items()}))
+    if definition.params:
+        params = {f"{name} = {param.default}": describe_param(param) for name, param in definition.params.items()}
+        parts.append(_rows("Parameter", "Meaning", params))
+    parts.append(_rows("Limit", "Default", {key: str(value) for key, value in limits.items()}))
+    return "\n\n".join(parts)
+
+
+def _rows(first: str, second: str, rows: dict[str, str]) -> str:
+    lines = [f"| {first} | {second} |", "| --- | --- |"]
+    lines += [f"| {_cell(name)} | {_cell(text)} |" for name, text in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

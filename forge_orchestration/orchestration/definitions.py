@@ -1,0 +1,68 @@
+"""All of Forge's Dagster definitions, made from settings, analyses and runtimes when this is loaded."""
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from forge_orchestration.analyses import analysis_folders, read_definition
+from forge_orchestration.errors import ForgeError, SpecError
+from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
+from forge_orchestration.orchestration.health import health_definitions
+from forge_orchestration.runtimes.catalog import runtime_names
+from forge_orchestration.settings import Settings, load_settings
+
+_log = logging.getLogger("dagster.forge")
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """An asset and a job for each analysis, and the health of what they run on.
+
+    Raises:
+        ForgeError: The settings, or a folder of analyses or runtimes, cannot be read, so nothing could run.
+    """
+    runtimes = runtime_names(settings)
+    assets = analysis_assets(analysis_folders(settings), settings, runtimes)
+    analyses = dg.Definitions(
+        assets=assets,
+        jobs=[
+            dg.define_asset_job(key.path[-1], selection=[key], description=asset.descriptions_by_key[key])
+            for asset in assets
+            for key in asset.keys
+        ],
+        executor=dg.in_process_executor,  # the step only waits; an execution has processes and limits of its own
+    )
+    return dg.Definitions.merge(analyses, health_definitions(settings, runtimes))
+
+
+def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[dg.AssetsDefinition]:
+    """An asset for each folder; one that cannot be used is shown as such, and the others are there all the same."""
+    assets: list[dg.AssetsDefinition] = []
+    taken = set(folders)
+    for name, folder in folders.items():
+        try:
+            _check_name(name, folders)
+            assets.append(analysis_asset(read_definition(folder), settings, runtimes, executor_names()))
+        except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
+            told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
+            _log.warning("An analysis cannot be used: %s", told)
+            shown = usable_name(name, taken - {name} if isinstance(error, ForgeError) else taken)
+            taken.add(shown)
+            assets.append(broken_asset(shown, told))
+    return assets
+
+
+def _check_name(name: str, names: Collection[str]) -> None:
+    """Refuse a job that would be named as another analysis' op is: Dagster would refuse all definitions for it.
+
+    Raises:
+        DagsterInvalidDefinitionError: It would.
+    """
+    for other in names:
+        if name == op_name(other):
+            raise dg.DagsterInvalidDefinitionError(f"it cannot stand beside '{other}'. Rename one of the two folders.")
+
+
+defs = build_definitions(load_settings())

@@ -1,0 +1,105 @@
+"""Health of the host and of each runtime, as asset checks on assets that Dagster does not make.
+
+A sensor looks every few minutes, in the code server, without a run: the checks are cheap. It reports what has changed
+at once, and what has not changed once an hour, so that a quiet deployment does not fill its own event log.
+"""
+
+import hashlib
+import json
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from forge_orchestration.health.checks import run_checks
+from forge_orchestration.model.health import CheckResult
+from forge_orchestration.settings import Settings
+
+EVERY_S = 300
+REPEAT_S = 3600.0
+CHECK = "healthy"
+
+
+def health_definitions(settings: Settings, runtimes: Sequence[str]) -> dg.Definitions:
+    """External assets for this host and its runtimes, a check on each, and the sensor that reports them."""
+    keys = {"host": dg.AssetKey(["host", socket.gethostname()])}
+    keys |= {name: dg.AssetKey(["runtime", name]) for name in runtimes}
+    specs = [
+        dg.AssetSpec(key, group_name="health", description=_about(target), kinds={"host" if target == "host" else "runtime"})
+        for target, key in keys.items()
+    ]
+
+    @dg.multi_asset_check(
+        name="check_health",
+        specs=[dg.AssetCheckSpec(CHECK, asset=key, description=_about(target)) for target, key in keys.items()],
+        can_subset=True,
+    )
+    def check_health(context: dg.AssetCheckExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads annotations
+        """The same checks as the sensor's, for whoever presses Execute."""
+        wanted = {key.asset_key for key in context.selected_asset_check_keys}
+        targets = [target for target, key in keys.items() if key in wanted]
+        for target, results in _by_target(run_checks(settings, targets), targets).items():
+            verdict = _verdict(results)
+            yield dg.AssetCheckResult(asset_key=keys[target], check_name=CHECK, **verdict)
+
+    @dg.sensor(
+        name="forge_health",
+        minimum_interval_seconds=EVERY_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Checks this host and its runtimes, and reports what it finds on their assets. Starts no runs.",
+    )
+    def forge_health(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        before: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+        now: dict[str, Any] = {}
+        events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
+        for target, results in _by_target(run_checks(settings), list(keys)).items():
+            state = _state(results)
+            last = before.get(target, {})
+            if last.get("state") == state and time.time() - last["at"] < REPEAT_S:
+                now[target] = last
+                continue
+            now[target] = {"state": state, "at": time.time()}
+            verdict = _verdict(results)
+            if last.get("state") != state:
+                events.append(dg.AssetMaterialization(keys[target], tags={"dagster/data_version": state}))
+            events.append(dg.AssetCheckEvaluation(asset_key=keys[target], check_name=CHECK, **verdict))
+        return dg.SensorResult(asset_events=events, cursor=json.dumps(now))
+
+    return dg.Definitions(assets=specs, asset_checks=[check_health], sensors=[forge_health])
+
+
+def _about(target: str) -> str:
+    if target == "host":
+        return "Whether this host can isolate, limit and measure executions as the settings demand."
+    return f"Whether the runtime {target} is built and still what it was when it was sealed."
+
+
+def _by_target(results: Sequence[CheckResult], targets: Sequence[str]) -> dict[str, list[CheckResult]]:
+    return {target: [result for result in results if result.target == target] for target in targets}
+
+
+def _state(results: Sequence[CheckResult]) -> str:
+    """A digest of which checks passed; findings hold measured numbers that change all the time."""
+    return hashlib.sha256(json.dumps([(result.name, result.passed) for result in results]).encode()).hexdigest()
+
+
+def _verdict(results: Sequence[CheckResult]) -> dict[str, Any]:
+    """All checks of one target as one: whether all passed, how bad it is, what to do, and a table of them."""
+    failed = [result for result in results if not result.passed]
+    if not results:
+        return {"passed": False, "severity": dg.AssetCheckSeverity.WARN, "description": "No check looked at it."}
+    columns = ("check", "passed", "finding", "remedy")
+    rows = [(result.name, result.passed, result.finding, result.remedy) for result in results]
+    schema = dg.TableSchema([dg.TableColumn(column, "bool" if column == "passed" else "string") for column in columns])
+    return {
+        "passed": not failed,
+        "severity": dg.AssetCheckSeverity.ERROR
+        if any(result.severity == "error" for result in failed)
+        else dg.AssetCheckSeverity.WARN,
+        "description": " ".join(f"{result.finding} {result.remedy}".strip() for result in failed) or "All checks passed.",
+        "metadata": {
+            "checks": dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
+        },
+    }

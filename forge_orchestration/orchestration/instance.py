@@ -1,0 +1,46 @@
+"""Where Dagster keeps its own things: under `FORGE_HOME`, whichever way a Dagster command is started.
+
+`dagster.yaml` can name a folder only literally or through an environment variable that must be set. Forge's home may be
+neither, so `dagster.yaml` names this class instead, and the folder comes from Forge's settings. It changes defaults and
+nothing else: whatever `dagster.yaml` configures itself still wins.
+"""
+
+import json
+from collections.abc import Mapping
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+from dagster._serdes import ConfigurableClassData
+
+from forge_orchestration.settings import load_settings, make_home
+
+LOG_POLL_S = 0.3
+"""Between two looks of the web server at a step's captured logs. Dagster's own 2.5 s make a live log feel broken."""
+
+
+class ForgeInstance(dg.DagsterInstance):
+    """A Dagster instance whose storage, event log, schedules, logs and artifacts lie in `Settings.dagster_dir`."""
+
+    @classmethod
+    def config_schema(cls) -> Mapping[str, object]:
+        """No keys of its own in `dagster.yaml`; Dagster asks every instance class."""
+        return {}
+
+    @staticmethod
+    def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:
+        """Dagster's own defaults, with Forge's folder in the place of `base_dir` (`DAGSTER_HOME` or a temporary one).
+
+        The folder is made here, closed to other users: Dagster would make it, and `FORGE_HOME` above it, open to them.
+
+        Raises:
+            SpecError: The settings cannot be read, or the folder cannot be made.
+        """
+        del base_dir
+        settings = load_settings()
+        make_home(settings)
+        settings.dagster_dir.mkdir(mode=0o700, exist_ok=True)
+        defaults = dict(InstanceRef.config_defaults(str(settings.dagster_dir)))
+        logs = defaults["compute_logs"]
+        assert logs is not None
+        config = json.dumps({**logs.config_dict, "polling_timeout": LOG_POLL_S})  # JSON is YAML
+        return {**defaults, "compute_logs": logs._replace(config_yaml=config)}

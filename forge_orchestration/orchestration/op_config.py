@@ -1,0 +1,120 @@
+"""Op config: what a person may change about one launch, as the launchpad shows it and `-c file.yaml` says it.
+
+The schema is written with Dagster's plain config types, made from an analysis' definition. A `dagster.Config` class
+would do worse here: its text and number fields also take `{env: NAME}`, which would carry the control process'
+environment into a sandbox, and `null`, which is refused only once the run has started.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.limits import Limits, limits_as_written
+from forge_orchestration.model.spec import AnalysisDefinition, Param
+from forge_orchestration.units import format_bytes, format_seconds
+
+_SCALARS: dict[str, Any] = {"float": dg.Float, "int": dg.Int, "bool": dg.Bool, "str": dg.String}
+
+_LIMITS: dict[str, tuple[Any, str]] = {
+    "memory": (dg.String, "Memory of all its processes together, files in memory included, such as 2GiB or 500MiB."),
+    "cpus": (dg.Float, "Processor cores, such as 1 or 0.5."),
+    "pids": (dg.Int, "Processes and threads at one moment."),
+    "wall_time": (dg.String, "Time from start to the request to end, such as 90s, 30min or 2h."),
+    "grace": (dg.String, "Time from the request to end until it is killed, such as 5s."),
+    "scratch": (dg.String, "Disk space for scratch, temporary files, outputs and checkpoint together, such as 2GiB."),
+    "log": (dg.String, "Kept of standard output, and of standard error; the rest is dropped and counted."),
+}
+
+
+def config_schema(
+    definition: AnalysisDefinition, limits: Limits, maximum: Limits, runtimes: Sequence[str], executors: Sequence[str]
+) -> dict[str, dg.Field]:
+    """The config of one analysis' op, with a type, a default and a description for each key.
+
+    Args:
+        definition: The analysis.
+        limits: The limits that hold for this analysis when a launch says nothing.
+        maximum: What the deployment allows, for the descriptions.
+        runtimes: Names in the catalog; another one is refused before a run starts.
+        executors: Names of executors; likewise.
+
+    Raises:
+        SpecError: The definition names a runtime or an executor that is not there, or a type that has no config type.
+    """
+    return {
+        "runtime": _choice("ForgeRuntime", runtimes, definition.runtime, "Software environment to run in.", "runtime"),
+        "executor": _choice("ForgeExecutor", executors, definition.executor, "Where to run.", "executor"),
+        "threads": dg.Field(
+            dg.Int,
+            default_value=definition.threads,
+            description="Threads of numerical libraries. Another number can change floating-point results.",
+        ),
+        "seed": dg.Field(dg.Int, default_value=definition.seed, description="Seed of the random numbers."),
+        "params": dg.Field(
+            {name: _param_field(definition.name, name, param) for name, param in definition.params.items()},
+            description="Parameters of the analysis.",
+        ),
+        "limits": dg.Field(
+            {
+                key: dg.Field(
+                    _LIMITS[key][0],
+                    default_value=value,
+                    description=f"{_LIMITS[key][1]} At most {in_units(field, getattr(maximum, field))} here.",
+                )
+                for field, (key, value) in zip(Limits.__struct_fields__, limits_as_written(limits).items(), strict=True)
+            },
+            description="Hard limits on the whole process tree, enforced by the kernel.",
+        ),
+    }
+
+
+def _choice(type_name: str, names: Sequence[str], default: str, description: str, what: str) -> dg.Field:
+    if default not in names:
+        raise SpecError(f"There is no {what} '{default}'.", f"There are: {', '.join(names) or 'none'}.")
+    return dg.Field(dg.Enum(type_name, [dg.EnumValue(name) for name in names]), default_value=default, description=description)
+
+
+def _param_field(analysis: str, name: str, param: Param) -> dg.Field:
+    scalar = _SCALARS.get(param.type)
+    if scalar is None:
+        raise SpecError(f"Parameter '{name}' of {analysis} has the type '{param.type}'.", f"Types: {', '.join(_SCALARS)}.")
+    if param.type == "str" and param.choices:
+        scalar = dg.Enum(f"Forge_{analysis}_{name}", [dg.EnumValue(str(choice)) for choice in dict.fromkeys(param.choices)])
+    if param.default is None:
+        return dg.Field(scalar, is_required=True, description=describe_param(param))
+    return dg.Field(scalar, default_value=param.default, description=describe_param(param))
+
+
+def in_units(field: str, value: float) -> str:
+    """A value as people read it, by the unit in its field's name: `memory_bytes`, 2147483648 → `2.0 GiB`."""
+    if field.endswith("_bytes"):
+        return format_bytes(value)
+    return format_seconds(value) if field.endswith("_s") else f"{value:g}"
+
+
+def describe_param(param: Param) -> str:
+    """What a parameter means, and the values that it may take: `Leiden resolution. From 0.1 to 5.`"""
+    text = param.description.rstrip(". ")
+    sentences = [text] if text else []
+    if param.choices:
+        sentences.append(f"One of {', '.join(map(str, param.choices))}")
+    if param.min is not None and param.max is not None:
+        sentences.append(f"From {param.min:g} to {param.max:g}")
+    elif param.min is not None:
+        sentences.append(f"At least {param.min:g}")
+    elif param.max is not None:
+        sentences.append(f"At most {param.max:g}")
+    return "".join(f"{sentence}. " for sentence in sentences).rstrip()
+
+
+def spec_arguments(config: Mapping[str, Any], definition: AnalysisDefinition) -> dict[str, Any]:
+    """A launch's config as arguments for `spec_from_definition`.
+
+    Dagster fills in every default and the launchpad writes them out, so a runtime or executor that equals the default
+    is nobody's choice: left out here, the record goes on saying that the analysis decided. Limits are passed on whole:
+    what the launchpad shows is what is enforced, in whichever runtime.
+    """
+    changed = {key: config[key] for key in ("runtime", "executor") if config[key] != getattr(definition, key)}
+    return changed | {key: config[key] for key in ("threads", "seed", "params", "limits")}

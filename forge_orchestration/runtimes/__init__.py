@@ -1,0 +1,1 @@
+"""Named, locked, sealed software environments."""

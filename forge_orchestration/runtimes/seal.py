@@ -1,0 +1,172 @@
+"""The seal: the list of every file of a runtime, made when it is built, and what is compared with it later.
+
+*Quick* compares kind, size, mode and modification time of every entry with the seal; *full* reads every file. `__pycache__` that
+appears later is no finding: Python writes it, and never from inside a sandbox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.executions.folder import write_atomically
+
+_INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "pyvenv.cfg", ".lock", "CACHEDIR.TAG")
+_MOST_FINDINGS = 20
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256."""
+
+    path: str
+    kind: str
+    size: int
+    mode: int
+    mtime_ns: int
+    target: str = ""
+    sha256: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """When a comparison was made, and what it found: sentences that each name a file."""
+
+    at: float
+    findings: list[str]
+
+
+def make(prefix: Path) -> list[Entry]:
+    """The seal of all that is beneath `prefix`, sorted by path. Reads every file."""
+    return [_with_digest(prefix, entry) for entry in scan(prefix)]
+
+
+def scan(prefix: Path) -> Iterator[Entry]:
+    """Every entry beneath `prefix`, sorted by path, without digests; links are not followed."""
+    root = os.fspath(prefix)
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        folders = []
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for item in sorted(entries, key=lambda one: one.name):
+                path = f"{folder}/{item.name}" if folder else item.name
+                facts = item.stat(follow_symlinks=False)
+                mode, size, target = facts.st_mode, facts.st_size, ""
+                if stat.S_ISDIR(mode):
+                    kind, size = "d", 0
+                    folders.append(path)
+                elif stat.S_ISLNK(mode):
+                    kind, target = "l", os.readlink(item.path)
+                else:
+                    kind = "f" if stat.S_ISREG(mode) else "o"
+                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target)
+        waiting.extend(reversed(folders))
+
+
+def seal_digest(entries: list[Entry]) -> str:
+    """What a runtime is verified against: every path, kind, size, mode, target and content."""
+    digest = hashlib.sha256()
+    for entry in sorted(entries, key=lambda one: one.path):
+        digest.update(msgspec.json.encode([entry.path, entry.kind, entry.size, entry.mode, entry.target, entry.sha256]))
+    return digest.hexdigest()
+
+
+def content_digest(entries: list[Entry], python: str) -> str:
+    """What a runtime is: the same for two builds of one lock. Without byte code, installer records and activation scripts."""
+    digest = hashlib.sha256(f"python {python} {platform.machine()} {' '.join(platform.libc_ver())}".encode())
+    for entry in sorted(entries, key=lambda one: one.path):
+        name = entry.path.rsplit("/", 1)[-1]
+        derived = "__pycache__" in entry.path or name in _INSTALLER_FILES or name.startswith(("activate", "deactivate"))
+        # where the interpreter is installed is not what it is
+        target = "" if entry.path in ("bin/python", "bin/python3") or entry.path.startswith("bin/python3.") else entry.target
+        if entry.kind != "d" and not derived:
+            digest.update(msgspec.json.encode([entry.path, entry.kind, target, entry.sha256]))
+    return digest.hexdigest()
+
+
+def save(folder: Path, entries: list[Entry]) -> None:
+    """Keep the seal beside the prefix."""
+    write_atomically(folder / "seal.json", msgspec.json.encode(entries))
+
+
+def load(folder: Path) -> list[Entry]:
+    """The seal of the build in `folder`.
+
+    Raises:
+        RuntimeCatalogError: It is not there or torn.
+    """
+    try:
+        return msgspec.json.decode((folder / "seal.json").read_bytes(), type=list[Entry])
+    except (OSError, msgspec.DecodeError) as error:
+        raise RuntimeCatalogError(f"The seal {folder}/seal.json cannot be read: {error}.", "Build the runtime again.") from error
+
+
+def quick_verdict(folder: Path, max_age_s: float) -> Verdict:
+    """The quick comparison, or its last verdict if that is younger than `max_age_s` and found nothing."""
+    path = folder / "verified.json"
+    try:
+        last = msgspec.json.decode(path.read_bytes(), type=Verdict)
+        if not last.findings and 0 <= time.time() - last.at < max_age_s:
+            return last
+    except (OSError, msgspec.DecodeError):
+        pass
+    verdict = Verdict(at=time.time(), findings=compare(folder, full=False))
+    try:
+        write_atomically(path, msgspec.json.encode(verdict))
+    except OSError:
+        pass  # a full disk costs the next one a comparison, no more
+    return verdict
+
+
+def compare(folder: Path, *, full: bool) -> list[str]:
+    """What differs between the prefix in `folder` and its seal: at most a few sentences, each with the file's name."""
+    prefix = folder / "prefix"
+    sealed = {entry.path: entry for entry in load(folder)}
+    findings: list[str] = []
+    seen: set[str] = set()
+    try:
+        for entry in scan(prefix):
+            seen.add(entry.path)
+            wanted = sealed.get(entry.path)
+            if wanted is None:
+                if "__pycache__" not in entry.path:
+                    findings.append(f"{entry.path} was added")
+            elif why := _difference(wanted, entry, prefix, full):
+                findings.append(f"{entry.path} {why}")
+            if len(findings) >= _MOST_FINDINGS:
+                return findings
+    except OSError as error:
+        findings.append(f"{error.filename} cannot be read ({error.strerror})")
+    findings += [f"{path} is missing" for path in sealed if path not in seen and "__pycache__" not in path]
+    return findings[:_MOST_FINDINGS]
+
+
+def _difference(wanted: Entry, entry: Entry, prefix: Path, full: bool) -> str:
+    if entry.kind != wanted.kind:
+        return "was replaced by another kind of file"
+    if entry.mode != wanted.mode:
+        return f"has mode {entry.mode:o} instead of {wanted.mode:o}"
+    if entry.target != wanted.target:
+        return "links elsewhere"
+    if "__pycache__" in entry.path and not full:
+        return ""
+    if entry.size != wanted.size or entry.mtime_ns != wanted.mtime_ns:
+        return "was edited"
+    if full and wanted.kind == "f" and _with_digest(prefix, entry).sha256 != wanted.sha256:
+        return "has other content, though size and time are the same"
+    return ""
+
+
+def _with_digest(prefix: Path, entry: Entry) -> Entry:
+    if entry.kind != "f":
+        return entry
+    with open(prefix / entry.path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return msgspec.structs.replace(entry, sha256=digest)

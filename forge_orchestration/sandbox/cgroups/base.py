@@ -1,0 +1,183 @@
+"""What Forge asks of a control group, whatever the kernel's version of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.record import Enforced, Measured
+
+CPU_PERIOD_US = 100_000
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel counted for a group. The `refused`/`kills` numbers decide end reasons; the rest is usage.
+
+    Attributes:
+        oom_kills: Processes of the group that the kernel killed for want of memory.
+        memory_limit_hit: Whether the group's own limit (not one above it) stood in the way.
+        pids_refused: How often the kernel refused a process or thread.
+    """
+
+    oom_kills: int = 0
+    memory_limit_hit: bool = False
+    pids_refused: int = 0
+    cpu_user_s: Measured | None = None
+    cpu_system_s: Measured | None = None
+    peak_memory_bytes: Measured | None = None
+    peak_pids: Measured | None = None
+    io_read_bytes: Measured | None = None
+    io_write_bytes: Measured | None = None
+
+
+class Cgroup(ABC):
+    """The group of one execution: every process of it is a member from before its first instruction."""
+
+    kind: str
+
+    @property
+    @abstractmethod
+    def paths(self) -> list[Path]:
+        """The folders that make up the group (one on v2, one a controller on v1)."""
+
+    @abstractmethod
+    def create(self) -> None:
+        """Make the group, empty."""
+
+    @abstractmethod
+    def set_limits(self, limits: Limits) -> dict[str, Enforced]:
+        """Set memory, processor and process limits, and read them back.
+
+        Raises:
+            SandboxError: A limit could not be set, or the kernel holds another value than the one asked.
+        """
+
+    @abstractmethod
+    def membership(self) -> set[str]:
+        """The lines that `/proc/PID/cgroup` holds for a member, without the hierarchy numbers of v1."""
+
+    @abstractmethod
+    def counters(self) -> Counters:
+        """What the kernel counted until now."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Send SIGKILL to every member at once, in a way that no fork can outrun."""
+
+    def watch_out_of_memory(self) -> int | None:
+        """A descriptor that becomes readable when the kernel killed a member for memory; None if it ends all by itself."""
+        return None
+
+    def join(self) -> None:
+        """Move the calling process into the group."""
+        for path in self.paths:
+            write(path / "cgroup.procs", "0")
+
+    def pids(self) -> list[int]:
+        """The members."""
+        try:
+            return [int(line) for line in (self.paths[0] / "cgroup.procs").read_bytes().split()]
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return []
+            raise
+
+    def signal_members(self, number: int, spared: Iterable[int] = ()) -> int:
+        """Send a signal to every member but `spared`; returns how many got it."""
+        sent = 0
+        for pid in set(self.pids()) - set(spared):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                sent += 1
+        return sent
+
+    def end(self, timeout_s: float = 10.0) -> int:
+        """Kill every member and wait until the group is empty; returns how many there were.
+
+        Raises:
+            SandboxError: Members are left, stuck in the kernel.
+        """
+        members = self.pids()
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.0005
+        while self.pids():
+            self.kill()
+            if time.monotonic() > deadline:
+                raise SandboxError(f"Processes {self.pids()} of {self.paths[0]} do not end.", "They may hang in the kernel.")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+        return len(members)
+
+    def remove(self, timeout_s: float = 5.0) -> bool:
+        """Remove the empty group; False if the kernel still holds it after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        for path in self.paths:
+            pause_s = 0.0002
+            while True:
+                try:
+                    os.rmdir(path)
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    # the kernel lets go of a dead process' membership a little after its parent reaped it
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        return False
+                    time.sleep(pause_s)
+                    pause_s = min(pause_s * 2, 0.02)
+                else:
+                    break
+        return True
+
+
+def write(path: Path, value: str) -> None:
+    """Write one value to a control file, in one call, with the file's name in the error."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> str:
+    """The content of a control file."""
+    return path.read_text().strip()
+
+
+def keyed(text: str) -> dict[str, int]:
+    """`memory.events` and its like: a name and a number a line."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def expect(what: str, path: Path, asked: float, found: float) -> Enforced:
+    """The limit as read back from `path`; refuses any other value than the one asked.
+
+    Raises:
+        SandboxError: The kernel holds another value.
+    """
+    if abs(found - asked) > max(1e-6, abs(asked) * 1e-6):
+        raise SandboxError(f"The {what} limit was set to {asked:g}, but {path} says {found:g}.")
+    return Enforced(value=found, source=str(path))
+
+
+def kill_pids(pids: Iterable[int]) -> None:
+    """SIGKILL each of `pids` that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def page_rounded(count: int) -> int:
+    """`count` bytes in whole pages, as the memory controller keeps it."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return count // page * page

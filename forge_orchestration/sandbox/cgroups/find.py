@@ -1,0 +1,162 @@
+"""Which cgroup version this host has, and where Forge may make groups of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import HostError
+from forge_orchestration.sandbox.cgroups import v1, v2
+from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
+
+REMEDY = "Prepare a group once with: sudo deploy/delegate-cgroup $USER"
+_SYSTEMD_SCOPE = ("--scope", "--quiet", "--collect", "--property=Delegate=yes", "--")
+
+
+class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the groups of executions are made.
+
+    Attributes:
+        version: 1 or 2.
+        mounts: Mount point by controller; on v2 the one mount under the name `unified`.
+        parent: Name of the group that is ours, relative to each mount.
+    """
+
+    version: int
+    mounts: dict[str, str]
+    parent: str
+
+    def group(self, execution_id: str) -> Cgroup:
+        """The group of one execution; it need not exist."""
+        name = f"{self.parent}/executions/{execution_id}"
+        if self.version == 1:
+            return v1.CgroupV1({controller: Path(mount) for controller, mount in self.mounts.items()}, name)
+        return v2.CgroupV2(Path(self.mounts["unified"]), name)
+
+    def folders(self, name: str) -> list[Path]:
+        """The folders of `parent/name`, one a mount."""
+        return list(dict.fromkeys(Path(mount, self.parent, name) for mount in self.mounts.values()))
+
+    def enter(self) -> None:
+        """Make the groups of ours and move this process, with the supervisors it will fork, into a leaf beside them.
+
+        A supervisor that shared a group with its execution would be killed with it, and could not tell why.
+
+        Raises:
+            HostError: The groups cannot be made.
+        """
+        try:
+            for leaf in self.folders("supervisors"):
+                leaf.mkdir(parents=True, exist_ok=True)
+                write(leaf / "cgroup.procs", "0")
+            for folder in self.folders("executions"):
+                folder.mkdir(parents=True, exist_ok=True)
+            if self.version == 2:
+                unified = Path(self.mounts["unified"])
+                for folder in (unified / self.parent, unified / self.parent / "executions"):
+                    v2.delegate_controllers(folder)
+        except OSError as error:
+            raise HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY) from error
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """The spawner's first packet: where executions get their groups, or what the host lacks."""
+
+    site: CgroupSite | None = None
+    error: str = ""
+    hint: str = ""
+    exit_code: int = 3
+
+
+def cgroup_mounts() -> tuple[dict[str, str], str | None]:
+    """Mount point by v1 controller, and the v2 mount, from `/proc/self/mountinfo`."""
+    legacy: dict[str, str] = {}
+    unified = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        point = left.split()[4]
+        if kind == "cgroup":
+            for option in options.split(","):
+                legacy.setdefault(option, point)
+        elif kind == "cgroup2" and unified is None:
+            unified = point
+    return legacy, unified
+
+
+def find_site(configured_parent: str = "") -> CgroupSite:
+    """Where this process can make groups; call it inside what `scope_prefix` asked for.
+
+    Raises:
+        HostError: There is no place; the sentence says what is missing and how to get it.
+    """
+    legacy, unified = cgroup_mounts()
+    if all(controller in legacy for controller in v1.CONTROLLERS):
+        parent = configured_parent or _own_name()
+        site = CgroupSite(version=1, mounts={name: legacy[name] for name in v1.CONTROLLERS}, parent=parent)
+        return _writable(site)
+    if unified is None or not _has_controllers(Path(unified)):
+        raise HostError("This host has no cgroup with the controllers memory, cpu and pids.", "Mount cgroup v2.")
+    if configured_parent:
+        parent = configured_parent
+    elif scope_prefix():
+        parent = _own_v2_group().lstrip("/")
+    else:
+        parent = _own_name()
+    return _writable(CgroupSite(version=2, mounts={"unified": unified}, parent=parent))
+
+
+def scope_prefix(configured_parent: str = "") -> tuple[str, ...]:
+    """The command that starts a program in a delegated systemd scope, where that is this host's way; else nothing."""
+    legacy, unified = cgroup_mounts()
+    v1_complete = all(controller in legacy for controller in v1.CONTROLLERS)
+    if configured_parent or v1_complete or unified is None or not os.path.isdir("/run/systemd/system"):
+        return ()
+    return ("systemd-run", *(() if os.geteuid() == 0 else ("--user",)), *_SYSTEMD_SCOPE)
+
+
+def left_groups(site: CgroupSite) -> Mapping[str, Cgroup]:
+    """The groups of executions that exist now, by execution id, whoever made them."""
+    names: set[str] = set()
+    for folder in site.folders("executions"):
+        with contextlib.suppress(OSError):
+            names.update(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+    return {name: site.group(name) for name in sorted(names)}
+
+
+def _own_name() -> str:
+    """`forge` for root; for a user, the group that `deploy/delegate-cgroup` makes."""
+    if os.geteuid() == 0:
+        return "forge"
+    try:
+        return f"forge-{pwd.getpwuid(os.geteuid()).pw_name}"
+    except KeyError:
+        return f"forge-{os.geteuid()}"
+
+
+def _own_v2_group() -> str:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return line[3:]
+    raise HostError("This process is in no cgroup v2.", "Mount cgroup v2.")
+
+
+def _has_controllers(mount: Path) -> bool:
+    try:
+        return set(v2.CONTROLLERS) <= set(read(mount / "cgroup.controllers").split())
+    except OSError:
+        return False
+
+
+def _writable(site: CgroupSite) -> CgroupSite:
+    for mount in dict.fromkeys(site.mounts.values()):
+        folder = Path(mount, site.parent)
+        probe = folder if folder.is_dir() else Path(mount)
+        if not os.access(probe, os.W_OK):
+            raise HostError(f"No cgroup can be made in {folder}: it cannot be written.", REMEDY)
+    return site

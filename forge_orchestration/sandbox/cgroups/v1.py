@@ -1,0 +1,114 @@
+"""cgroup v1, or the controllers of a hybrid host: a folder a controller, all under one name of ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.record import Enforced, Measured
+from forge_orchestration.sandbox.cgroups.base import (
+    CPU_PERIOD_US, Cgroup, Counters, expect, keyed, kill_pids, page_rounded, read, write,
+)  # fmt: skip
+
+CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
+
+
+class CgroupV1(Cgroup):
+    """One execution's groups.
+
+    Args:
+        mounts: Mount point of each of `CONTROLLERS`.
+        name: The group beneath them, for example `forge/executions/ID`.
+    """
+
+    kind = "v1"
+
+    def __init__(self, mounts: Mapping[str, Path], name: str) -> None:
+        self._folder = {controller: mounts[controller] / name for controller in CONTROLLERS}
+        self._name = name
+        # cpu and cpuacct are often one mount: one folder then
+        self._paths = list(dict.fromkeys(self._folder.values()))
+
+    @property
+    def paths(self) -> list[Path]:
+        return self._paths
+
+    def create(self) -> None:
+        for path in self._paths:
+            path.mkdir(parents=True)
+
+    def set_limits(self, limits: Limits) -> dict[str, Enforced]:
+        memory, cpu, pids = self._folder["memory"], self._folder["cpu"], self._folder["pids"]
+        size = page_rounded(limits.memory_bytes)
+        write(memory / "memory.limit_in_bytes", str(size))
+        with_swap = memory / "memory.memsw.limit_in_bytes"
+        if with_swap.exists():
+            write(with_swap, str(size))
+            expect("memory and swap", with_swap, size, int(read(with_swap)))
+        elif (swappiness := memory / "memory.swappiness").exists():
+            write(swappiness, "0")
+        write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
+        write(cpu / "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * CPU_PERIOD_US))))
+        write(pids / "pids.max", str(limits.pids))
+        quota, period = int(read(cpu / "cpu.cfs_quota_us")), int(read(cpu / "cpu.cfs_period_us"))
+        if quota <= 0:
+            raise SandboxError(f"The processor limit was set, but {cpu}/cpu.cfs_quota_us says {quota}.")
+        limit, most = memory / "memory.limit_in_bytes", pids / "pids.max"
+        return {
+            "memory_bytes": expect("memory", limit, size, int(read(limit))),
+            "cpus": expect("processor", cpu / "cpu.cfs_quota_us", limits.cpus, quota / period),
+            "pids": expect("process", most, limits.pids, int(read(most).replace("max", "-1"))),
+        }
+
+    def membership(self) -> set[str]:
+        return {f"{controller}:/{self._name}" for controller in CONTROLLERS}
+
+    def watch_out_of_memory(self) -> int | None:
+        # v1 kills one process and lets the rest go on, half dead: the supervisor hears of it here and ends them
+        memory = self._folder["memory"]
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = os.open(memory / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            write(memory / "cgroup.event_control", f"{event} {control}")
+        finally:
+            os.close(control)
+        return event
+
+    def counters(self) -> Counters:
+        memory, accounting, pids = self._folder["memory"], self._folder["cpuacct"], self._folder["pids"]
+        user, system = _cpu_seconds(accounting)
+        peak, peak_pids = memory / "memory.max_usage_in_bytes", pids / "pids.peak"
+        return Counters(
+            oom_kills=keyed(read(memory / "memory.oom_control")).get("oom_kill", 0),
+            memory_limit_hit=int(read(memory / "memory.failcnt")) > 0,
+            pids_refused=keyed(read(pids / "pids.events")).get("max", 0),
+            cpu_user_s=user,
+            cpu_system_s=system,
+            peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),
+            peak_pids=Measured(value=int(read(peak_pids)), source=str(peak_pids)) if peak_pids.exists() else None,
+        )
+
+    def kill(self) -> None:
+        freezer = self._folder["freezer"] / "freezer.state"
+        # a frozen process cannot fork: list, kill, thaw, and nothing got away
+        write(freezer, "FROZEN")
+        try:
+            deadline = time.monotonic() + 1.0
+            while read(freezer) == "FREEZING" and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            kill_pids(self.pids())
+        finally:
+            write(freezer, "THAWED")
+
+
+def _cpu_seconds(accounting: Path) -> tuple[Measured, Measured]:
+    """User and system time. `cpuacct.usage_user` and `_sys` are exact; `cpuacct.stat` splits the same sum by ticks."""
+    user, system = accounting / "cpuacct.usage_user", accounting / "cpuacct.usage_sys"
+    return (
+        Measured(value=int(read(user)) / 1e9, source=str(user)),
+        Measured(value=int(read(system)) / 1e9, source=str(system)),
+    )

@@ -1,0 +1,82 @@
+"""Who an execution is on the host: a uid of its own when Forge runs as root, the user itself in a namespace otherwise.
+
+A uid is claimed host-wide by a lock in `/run/forge/uids`, so that two deployments on one host never share one. The kernel
+drops the lock with the supervisor that holds it; the name written in the file stays until the supervisor has seen every
+process of that uid end, so a claim that was not given back is only taken over after a look at who still runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.settings import IdentitySettings
+
+CLAIMS = Path("/run/forge/uids")
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """`mode` is `own_uid` (started by root) or `user_namespace`; `uid` and `gid` are the host's."""
+
+    mode: str
+    uid: int
+    gid: int
+
+
+@contextlib.contextmanager
+def claimed_identity(settings: IdentitySettings, execution_id: str) -> Iterator[Identity]:
+    """An identity for one execution, given back on leaving; leave only when no process of it is left.
+
+    Raises:
+        SandboxError: Every uid of the range is in use.
+    """
+    if os.geteuid() != 0:
+        yield Identity(mode="user_namespace", uid=os.geteuid(), gid=os.getegid())
+        return
+    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    start = zlib.crc32(execution_id.encode())  # spread, so that concurrent claims seldom meet
+    for step in range(settings.count):
+        uid = settings.first_uid + (start + step) % settings.count
+        if (fd := _try_claim(uid, execution_id)) is not None:
+            break
+    else:
+        last = settings.first_uid + settings.count - 1
+        raise SandboxError(
+            f"All uids from {settings.first_uid} to {last} are in use.", "Raise identity.count in settings.toml."
+        )
+    try:
+        yield Identity(mode="own_uid", uid=uid, gid=uid)
+        os.ftruncate(fd, 0)  # reached only without an error: an unclean end keeps the name
+    finally:
+        os.close(fd)
+
+
+def _try_claim(uid: int, execution_id: str) -> int | None:
+    fd = os.open(CLAIMS / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.read(fd, 1) and uid_in_use(uid):
+            raise BlockingIOError
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, execution_id.encode(), 0)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def uid_in_use(uid: int) -> bool:
+    """Whether any process on the host runs as `uid`."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_uid == uid:
+                    return True
+    return False

@@ -1,0 +1,58 @@
+"""The launch plan: everything a supervisor needs, written to `plan.json` before it is started.
+
+The controller decides, the supervisor obeys: it reads no settings and makes no choice that the plan does not hold.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.settings import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
+
+
+class Bind(msgspec.Struct, frozen=True, kw_only=True):
+    """A read-only file or folder of the host inside the sandbox.
+
+    `device` and `inode` are those of the file that was checked and hashed: before the command starts, the supervisor
+    compares them with what is really mounted, so that a path swapped in between is noticed.
+    """
+
+    source: str
+    target: str
+    device: int
+    inode: int
+
+
+class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One local execution.
+
+    Attributes:
+        folder: The execution's folder on the host.
+        workspace: Folder that becomes the mount point of its scratch file system, or its scratch.
+        command: Program and arguments; run with `environment` and nothing else.
+        system_binds: Host folders of the system view, each read-only at its own path.
+        system_links: Links of the system view, target by path.
+        binds: Runtime, analysis files, inputs.
+        outputs: Declared outputs: pattern by name.
+    """
+
+    execution_id: str
+    folder: str
+    workspace: str
+    templates: str
+    bubblewrap: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    limits: Limits
+    system_binds: tuple[str, ...]
+    system_links: dict[str, str]
+    binds: tuple[Bind, ...]
+    outputs: dict[str, str]
+    parameters_json: str
+    cgroup: CgroupSite
+    identity: IdentitySettings
+    messages: MessageSettings
+    output_caps: OutputSettings
+    supervision: SupervisionSettings

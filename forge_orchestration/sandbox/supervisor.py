@@ -1,0 +1,340 @@
+"""The supervisor: one process an execution, which owns its pipes, its clock, its exit status and the facts of its record.
+
+It is forked from the spawner, single-threaded, in a cgroup beside the execution's. Controllers come and go: they follow the
+files in the execution's folder, and end the execution by sending SIGTERM to the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import ForgeError, SandboxError
+from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executions.logs import CappedLog
+from forge_orchestration.executions.messages import MessageParser, MessageViolation
+from forge_orchestration.executions.outputs import Collected, collect_outputs
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.record import Cleanup, ExecutionRecord, Isolation, Measured, Usage
+from forge_orchestration.sandbox import bubblewrap, linux
+from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
+from forge_orchestration.sandbox.child import Child, start_child
+from forge_orchestration.sandbox.identity import Identity, claimed_identity
+from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.sandbox.scratch import FolderWorkspace, LoopWorkspace, Workspace
+from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
+from forge_orchestration.sandbox.verdict import Observed, judge, split_exit_status, wall_time_sentence
+
+_CHUNK = 1 << 16
+_SET_UP_TIMEOUT_S = 60.0
+_PROTECTIONS = (
+    "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
+    "memory_limit", "cpu_limit", "pids_limit", "wall_time_limit", "log_limit",
+)  # fmt: skip
+
+
+class Supervisor:
+    """One execution from its plan to its final record."""
+
+    def __init__(self, plan: LaunchPlan, controller: socket.socket) -> None:
+        self._plan = plan
+        self._controller: socket.socket | None = controller
+        self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
+        self._record = self._folder.read_record()
+        self._stops: dict[EndReason, str] = {}
+        self._exit_status: int | None = None
+        self._kill_at: float | None = None
+        self._wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def run(self) -> None:
+        """Run the execution. Whatever happens, its record ends in a final state and nothing of it is left running."""
+        me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
+        write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
+        self._update(native_id=me.native_id, status=Status.PREPARING)
+        self._tell(b"started")
+        try:
+            self._run()
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                (self._folder.path / "supervisor.log").write_text(traceback.format_exc())
+            self._close_after_error(error)
+        self._tell(b"done")
+
+    def _run(self) -> None:
+        plan = self._plan
+        with claimed_identity(plan.identity, plan.execution_id) as identity:
+            group = plan.cgroup.group(plan.execution_id)
+            workspace: Workspace
+            if identity.mode == "own_uid":
+                linux.unshare_mounts()
+                workspace = LoopWorkspace(Path(plan.workspace), plan.limits.scratch_bytes, Path(plan.templates))
+            else:
+                workspace = FolderWorkspace(Path(plan.workspace), plan.limits.scratch_bytes)
+            fifo = self._folder.path / "messages.fifo"
+            try:
+                self._execute(identity, group, workspace, fifo)
+            finally:
+                killed = group.end()
+                freed, mounts = workspace.remove()
+                removed = group.remove()
+                fifo.unlink(missing_ok=True)
+        cleanup = Cleanup(
+            scratch_bytes_freed=freed, processes_killed=killed, cgroup_removed=removed, mounts_removed=mounts, finished_at=time.time()
+        )
+        self._update(cleanup=cleanup, **self._verdict)
+
+    def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, fifo: Path) -> None:
+        plan = self._plan
+        logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
+        enforced = {"scratch_bytes": workspace.create(identity)}
+        group.create()
+        enforced |= group.set_limits(plan.limits)
+        os.mkfifo(fifo, 0o600)
+        if identity.mode == "own_uid":
+            os.chown(fifo, identity.uid, identity.gid)
+            os.chmod(fifo, 0o200)  # the analysis may add to it, and not read what it or its helpers wrote
+        protections = dict.fromkeys(_PROTECTIONS, "on") | {"scratch_limit": workspace.protection}
+        self._update(enforced=enforced, isolation=Isolation(mode=identity.mode, uid=identity.uid, protections=protections))
+        with start_child(plan, identity, group, fifo, limit_file_size=identity.mode != "own_uid") as child:
+            self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
+            self._watch(child, identity, group, workspace)
+        ended = time.monotonic()
+        full = workspace.is_full() or self._scratch_full
+        group.end()
+        counters = group.counters()
+        wall_s = ended - child.released_at if child.released_at else 0.0
+        self._update(status=Status.COLLECTING)
+        try:
+            self._pump.finish()
+        except MessageViolation as violation:
+            if self._exit_status == 0:
+                self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
+        collected = collect_outputs(
+            Path(plan.workspace, "outputs"), self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes
+        )
+        self._verdict = self._facts(collected, counters, child, wall_s, full, workspace, logs)
+
+    def _facts(
+        self, collected: Collected, counters: Counters, child: Child, wall_s: float, full: bool, workspace: Workspace,
+        logs: dict[str, CappedLog],
+    ) -> dict[str, object]:  # fmt: skip
+        peak = workspace.peak
+        reason, message = judge(
+            Observed(
+                limits=self._plan.limits, stops=self._stops, exit_status=self._exit_status, counters=counters, wall_s=wall_s,
+                scratch_full=full, scratch_peak_bytes=int(peak.value), missing=tuple(collected.missing),
+                rejected=tuple(f"{item.path} ({item.why})" for item in collected.rejected),
+            )
+        )  # fmt: skip
+        code, number = split_exit_status(self._exit_status)
+        usage = Usage(
+            wall_s=Measured(value=round(wall_s, 6), source="supervisor's monotonic clock"),
+            cpu_user_s=counters.cpu_user_s, cpu_system_s=counters.cpu_system_s,
+            peak_memory_bytes=counters.peak_memory_bytes, peak_pids=counters.peak_pids,
+            io_read_bytes=counters.io_read_bytes or child.io_read, io_write_bytes=counters.io_write_bytes or child.io_write,
+            peak_scratch_bytes=peak,
+        )  # fmt: skip
+        return {
+            "status": reason.status, "end_reason": reason, "message": message, "exit_code": code, "signal": number,
+            "usage": usage, "outputs": collected.outputs, "rejected_outputs": collected.rejected,
+            "metadata": self._pump.metadata, "logs": {name: log.facts() for name, log in logs.items()},
+            "ended_at": time.time(),
+        }  # fmt: skip
+
+    # -- while it runs ---------------------------------------------------------------------------------------------
+
+    def _watch(self, child: Child, identity: Identity, group: Cgroup, workspace: Workspace) -> None:
+        plan, poll = self._plan, select.poll()
+        self._scratch_full = False
+        out_of_memory = group.watch_out_of_memory()
+        sources = {child.stdout: "stdout", child.stderr: "stderr", child.messages: "messages"}
+        for fd in (*sources, child.status, child.pidfd, self._wake_fd):
+            poll.register(fd, select.POLLIN)
+        assert child.gate is not None
+        poll.register(child.gate, select.POLLOUT)
+        if out_of_memory is not None:
+            poll.register(out_of_memory, select.POLLIN)
+        if self._controller is not None:
+            poll.register(self._controller, select.POLLIN)
+        next_look = refused_since = 0.0
+        refused = 0
+        while True:
+            timeout_s = self._next_deadline(child, next_look) - time.monotonic()
+            for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
+                if fd in sources:
+                    if not self._read(sources[fd], fd) and event & select.POLLHUP:
+                        poll.unregister(fd)
+                elif fd == child.status:
+                    if not child.read_status():
+                        poll.unregister(fd)
+                elif fd == child.gate:
+                    poll.unregister(fd)
+                    if event & select.POLLOUT and not event & select.POLLERR:
+                        child.await_inner_pid()
+                        bubblewrap.verify(plan, identity, child.inner_pid, group.membership())
+                        child.release()
+                        self._update(status=Status.RUNNING, started_at=time.time())
+                elif fd == child.pidfd:
+                    self._exit_status = child.reap()
+                    self._drain(sources)
+                    return
+                elif fd == self._wake_fd:
+                    os.read(self._wake_fd, 512)
+                    self._stop(EndReason.CANCELED, "Canceled.", group, child)
+                elif fd == out_of_memory:
+                    os.read(fd, 8)
+                    if group.counters().oom_kills:
+                        self._kill(group, child)
+                elif self._controller is not None and fd == self._controller.fileno():
+                    poll.unregister(fd)
+                    self._controller_lost(group, child)
+            now = time.monotonic()
+            if not child.released_at and now >= child.started_at + _SET_UP_TIMEOUT_S:
+                raise SandboxError(f"bubblewrap did not set up the sandbox within {_SET_UP_TIMEOUT_S:.0f} s.")
+            if child.released_at and now >= child.released_at + plan.limits.wall_time_s:
+                self._stop(EndReason.WALL_TIME, "", group, child)
+            if self._kill_at is not None and now >= self._kill_at:
+                self._kill(group, child)
+            if now >= next_look:
+                next_look = now + plan.supervision.poll_s
+                counters = group.counters()
+                self._scratch_full |= workspace.is_full()
+                if self._scratch_full and isinstance(workspace, FolderWorkspace):
+                    self._kill(group, child)  # no kernel stands in its way: every moment of grace would fill the host's disk
+                if counters.pids_refused > refused:
+                    # still refused on every look for a while: not a program that copes with its limit, but a fork bomb
+                    refused_since = refused_since or now
+                    if now - refused_since > plan.supervision.fork_bomb_grace_s:
+                        self._kill(group, child)
+                else:
+                    refused_since = 0.0
+                refused = counters.pids_refused
+
+    def _next_deadline(self, child: Child, next_look: float) -> float:
+        deadlines = [next_look]
+        if self._kill_at is not None:
+            deadlines.append(self._kill_at)
+        elif child.released_at:
+            deadlines.append(child.released_at + self._plan.limits.wall_time_s)
+        return min(deadlines)
+
+    def _stop(self, reason: EndReason, message: str, group: Cgroup, child: Child) -> None:
+        """SIGTERM to the analysis' own processes, and SIGKILL to everything when the grace is over."""
+        if reason in self._stops or self._kill_at is not None:
+            return
+        if reason is EndReason.WALL_TIME:
+            message = wall_time_sentence(self._plan.limits, time.monotonic() - child.released_at)
+        self._stops[reason] = message
+        self._kill_at = time.monotonic() + self._plan.limits.grace_s
+        if child.released_at:
+            # not to bubblewrap's two processes: they would take everything down at once
+            group.signal_members(signal.SIGTERM, spared=(child.pid, child.inner_pid))
+        else:
+            self._kill_at = time.monotonic()
+
+    def _kill(self, group: Cgroup, child: Child) -> None:
+        self._kill_at = float("inf")
+        group.kill()
+
+    def _controller_lost(self, group: Cgroup, child: Child) -> None:
+        assert self._controller is not None
+        self._controller.close()
+        self._controller = None
+        if self._plan.supervision.on_controller_loss == "kill":
+            self._stop(EndReason.CONTROLLER_LOST, "The process that started the analysis ended before it.", group, child)
+
+    def _read(self, source: str, fd: int) -> bool:
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        try:
+            self._pump.take(source, data)
+        except MessageViolation as violation:
+            self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
+            self._kill_at = time.monotonic()
+        return bool(data)
+
+    def _drain(self, sources: dict[int, str]) -> None:
+        for fd, source in sources.items():
+            while self._read(source, fd):
+                pass
+
+    # -- the record ------------------------------------------------------------------------------------------------
+
+    def _update(self, **changes: object) -> None:
+        self._record: ExecutionRecord = msgspec.structs.replace(self._record, **changes)
+        self._folder.write_record(self._record)
+
+    def _close_after_error(self, error: Exception) -> None:
+        """We failed, not the analysis: refused if nothing of it had run, an executor's error otherwise."""
+        ran = self._record.started_at is not None
+        reason = EndReason.SANDBOX_UNAVAILABLE if isinstance(error, SandboxError) and not ran else EndReason.EXECUTOR_ERROR
+        text = str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and not ran:
+            reason = EndReason.SANDBOX_UNAVAILABLE
+        with contextlib.suppress(OSError):
+            self._update(status=reason.status, end_reason=reason, message=f"The sandbox failed: {text}", ended_at=time.time())
+
+    def _tell(self, word: bytes) -> None:
+        if self._controller is not None:
+            with contextlib.suppress(OSError):
+                self._controller.send(word, socket.MSG_NOSIGNAL)
+
+
+class _Pump:
+    """Takes what the sandbox says to where it is kept."""
+
+    def __init__(self, logs: dict[str, CappedLog], parser: MessageParser, messages: Path) -> None:
+        self._logs = logs
+        self._parser = parser
+        self._messages_path = messages
+        self._file: int | None = None
+        self._broken = False
+        self.metadata: dict[str, object] = {}
+
+    def take(self, source: str, data: bytes) -> None:
+        """Bytes of `stdout`, `stderr` or `messages`.
+
+        Raises:
+            MessageViolation: At the first message that breaks the rules; later ones are dropped.
+        """
+        if source != "messages":
+            self._logs[source].write(data)
+        elif not self._broken:
+            try:
+                messages = self._parser.feed(data)
+            except MessageViolation:
+                self._broken = True
+                raise
+            for message in messages:
+                self.metadata.update(message.values if len(self.metadata) < 1000 else {})
+                self._append(msgspec.json.encode(message) + b"\n")
+
+    def finish(self) -> None:
+        """Nothing more comes.
+
+        Raises:
+            MessageViolation: The channel ended badly.
+        """
+        if self._file is not None:
+            os.close(self._file)
+        for log in self._logs.values():
+            log.close()
+        if not self._broken:
+            self._parser.finish()
+
+    def _append(self, line: bytes) -> None:
+        if self._file is None:
+            self._file = os.open(self._messages_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.write(self._file, line)

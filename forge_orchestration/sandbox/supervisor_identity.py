@@ -1,0 +1,62 @@
+"""Who supervises an execution, told apart from any later process with the same pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.sandbox import linux
+
+
+class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who supervises an execution, so that nobody takes another process with the same pid for it."""
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process still runs."""
+        return linux.boot_id() == self.boot_id and linux.start_time(self.pid) == self.start_time
+
+    def send(self, number: int) -> None:
+        """Send a signal to that very process; nothing if it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(self.pid)
+            try:
+                if self.is_alive:  # the descriptor was there first, so it stands for the process that was looked at
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until it has ended; False if it has not within `timeout_s`."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            waiting = select.poll()
+            waiting.register(fd, select.POLLIN)
+            return not self.is_alive or bool(waiting.poll(None if timeout_s is None else timeout_s * 1000))
+        finally:
+            os.close(fd)
+
+    @property
+    def native_id(self) -> str:
+        """As the record has it."""
+        return f"{self.pid}:{self.start_time}:{self.boot_id}"
+
+
+def read_supervisor(folder: Path) -> SupervisorIdentity | None:
+    """The supervisor of the execution in `folder`; None if it never had one."""
+    try:
+        return msgspec.json.decode((folder / "supervisor.json").read_bytes(), type=SupervisorIdentity)
+    except FileNotFoundError:
+        return None

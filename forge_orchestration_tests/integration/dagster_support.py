@@ -1,0 +1,297 @@
+"""A Dagster deployment for tests: commands, and a web server on loopback, spoken to as the UI does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOCATION = "forge_orchestration.definitions"
+START_S = 120.0
+RUN_S = 90.0
+T = TypeVar("T")
+FINAL = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+class Deployment:
+    """A `FORGE_HOME` with analyses of the test's own, and commands that see nothing of who runs the tests."""
+
+    def __init__(self, folder: Path, settings: str = "") -> None:
+        self.home = folder / "forge home"
+        self.analyses = folder / "analyses"
+        self.analyses.mkdir()
+        self.home.mkdir(mode=0o700)
+        (self.home / "settings.toml").write_text(f'analysis_folders = ["{self.analyses}"]\n{settings}')
+
+    def add_analysis(self, name: str, script: str = "", definition: str = "", command: str = "[python, run.py]") -> None:
+        """A folder with an `analysis.yaml` in `forge-python` and a `run.py`; `command` empty for none."""
+        folder = self.analyses / name
+        folder.mkdir()
+        (folder / "run.py").write_text(textwrap.dedent(script))
+        head = f"runtime: forge-python\ncommand: {command}\n" if command else ""
+        (folder / "analysis.yaml").write_text(head + textwrap.dedent(definition))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of Dagster commands."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "FORGE_"))}
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**kept, "FORGE_HOME": str(self.home), "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+
+    def build_runtime(self) -> None:
+        """Build `forge-python`, the one runtime that these tests need."""
+        self.forge("runtimes", "build", "forge-python")
+
+    def forge(self, *arguments: str) -> str:
+        """What a `forge` command that must succeed prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from forge_orchestration.cli.main import main; sys.exit(main())", *arguments],
+            env=self.environment, capture_output=True, text=True, timeout=RUN_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def job_execute(
+        self, job: str, *config: Path, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`dagster job execute -m … -j job -c …`."""
+        files = [word for path in config for word in ("-c", str(path))]
+        return subprocess.run(
+            [sys.executable, "-m", "dagster", "job", "execute", "-m", LOCATION, "-j", job, *files],
+            cwd=cwd, env={**self.environment, **(env or {})}, capture_output=True, text=True, timeout=RUN_S,
+        )  # fmt: skip
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, oldest first."""
+        return [json.loads(path.read_text()) for path in sorted(self.home.glob("executions/*/record.json"))]
+
+    def record_of_run(self, run_id: str) -> dict[str, Any]:
+        """The record of the one execution that a run made."""
+        found = [record for record in self.records() if record["dagster_run_id"] == run_id]
+        assert len(found) == 1, found
+        return found[0]
+
+    @contextmanager
+    def webserver(self) -> Iterator[Webserver]:
+        """A web server that loads the repository's own `workspace.yaml` and `dagster.yaml`."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        log_path = self.home.parent / "webserver.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
+                cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield Webserver(f"http://127.0.0.1:{port}", process, log_path)
+        finally:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            end_session(process.pid)
+
+
+def end_session(session: int) -> None:
+    """Kill whatever of a session is left, and wait until it is gone."""
+    deadline = time.monotonic() + 20
+    while (left := processes_of_session(session)) and time.monotonic() < deadline:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Processes that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes that have `word` as an argument."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = RUN_S, every_s: float = 0.1) -> T:
+    """Look until there is something to see.
+
+    Raises:
+        AssertionError: There was nothing within `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if found := look():
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
+        time.sleep(every_s)
+
+
+class Webserver:
+    """What the UI asks and says, over GraphQL."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+        self.url = url
+        self._process = process
+        self._log_path = log_path
+        wait_for("the web server", self._is_up, START_S)
+
+    def _is_up(self) -> bool:
+        assert self._process.poll() is None, self._log_path.read_text()
+        try:
+            self.query("{ version }")
+        except (urllib.error.URLError, ConnectionError):
+            return False
+        return True
+
+    def query(self, text: str, **variables: Any) -> dict[str, Any]:
+        """The data of one query or mutation."""
+        body = json.dumps({"query": text, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            result = json.load(answer)
+        assert not result.get("errors"), result["errors"]
+        data: dict[str, Any] = result["data"]
+        return data
+
+    def launch(self, job: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to a launch from the launchpad: `LaunchRunSuccess` with its run, or why not."""
+        return self._launch({"selector": _selector(job)}, {f"run_{job}": {"config": config}} if config else {})
+
+    def start_assets(self, *names: str) -> str:
+        """Press Materialize with these assets selected; the id of the run."""
+        selector = {**_selector("__ASSET_JOB"), "assetSelection": [{"path": [name]} for name in names]}
+        answer = self._launch({"selector": selector}, {})
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        run_id: str = answer["run"]["runId"]
+        return run_id
+
+    def _launch(self, target: dict[str, Any], ops: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = self.query(
+            """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } }
+                 ... on RunConfigValidationInvalid { errors { message reason } }
+                 ... on PythonError { message } } }""",
+            params={**target, "runConfigData": json.dumps({"ops": ops}), "mode": "default"},
+        )["launchRun"]
+        return answer
+
+    def start(self, job: str, config: dict[str, Any] | None = None) -> str:
+        """Launch a run that must be accepted; its id."""
+        answer = self.launch(job, config)
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        run_id: str = answer["run"]["runId"]
+        return run_id
+
+    def default_config(self, job: str) -> str:
+        """What the launchpad fills in."""
+        text: str = self.query(
+            """query($selector: PipelineSelector!) { runConfigSchemaOrError(selector: $selector, mode: "default") {
+                 ... on RunConfigSchema { rootDefaultYaml } } }""",
+            selector={"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "pipelineName": job},
+        )["runConfigSchemaOrError"]["rootDefaultYaml"]
+        return text
+
+    def run_ids(self) -> set[str]:
+        """Of all runs."""
+        return {
+            run["runId"] for run in self.query("{ runsOrError { ... on Runs { results { runId } } } }")["runsOrError"]["results"]
+        }
+
+    def status(self, run_id: str) -> str:
+        """Of a run."""
+        status: str = self.query("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run_id)["runOrError"][
+            "status"
+        ]
+        return status
+
+    def wait(self, run_id: str) -> str:
+        """The final status of a run."""
+        return wait_for("the run's end", lambda: status if (status := self.status(run_id)) in FINAL else None)
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """The events of a run until now."""
+        events: list[dict[str, Any]] = self.query(
+            """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events { __typename
+                 ... on MessageEvent { message level eventType }
+                 ... on ExecutionStepFailureEvent { error { message } failureMetadata { description
+                      metadataEntries { label ... on MarkdownMetadataEntry { mdStr } ... on TextMetadataEntry { text } } } }
+                 ... on LogsCapturedEvent { fileKey } } } } }""",
+            id=run_id,
+        )["logsForRun"]["events"]
+        return events
+
+    def captured(self, run_id: str) -> dict[str, str]:
+        """Standard output and error of the run's step as its tabs in the UI show them until now."""
+        keys = [event["fileKey"] for event in self.events(run_id) if event["__typename"] == "LogsCapturedEvent"]
+        if not keys:
+            return {"stdout": "", "stderr": ""}
+        data = self.query(
+            "query($key: [String!]!) { capturedLogs(logKey: $key) { stdout stderr } }",
+            key=[run_id, "compute_logs", keys[0]],
+        )["capturedLogs"]
+        return {name: data[name] or "" for name in ("stdout", "stderr")}
+
+    def terminate(self, run_id: str) -> str:
+        """Press Terminate."""
+        answer: str = self.query(
+            """mutation($id: String!) { terminateRun(runId: $id, terminatePolicy: SAFE_TERMINATE) {
+                 __typename ... on TerminateRunFailure { message } } }""",
+            id=run_id,
+        )["terminateRun"]["__typename"]
+        return answer
+
+    def latest_materialization(self, *key: str) -> dict[str, Any]:
+        """Of an asset: its tags, and its metadata by label."""
+        found = self.query(
+            """query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset {
+                 assetMaterializations(limit: 1) { runId tags { key value } metadataEntries { label __typename
+                   ... on TextMetadataEntry { text } ... on IntMetadataEntry { intValue }
+                   ... on FloatMetadataEntry { floatValue } ... on BoolMetadataEntry { boolValue }
+                   ... on PathMetadataEntry { path } ... on MarkdownMetadataEntry { mdStr }
+                   ... on JsonMetadataEntry { jsonString }
+                   ... on TableMetadataEntry { table { records schema { columns { name } } } } } } } } }""",
+            key={"path": list(key)},
+        )["assetOrError"]["assetMaterializations"][0]
+        return {
+            "runId": found["runId"],
+            "tags": {tag["key"]: tag["value"] for tag in found["tags"]},
+            "metadata": {entry["label"]: _entry(entry) for entry in found["metadataEntries"]},
+        }
+
+
+def _entry(entry: dict[str, Any]) -> Any:
+    if entry["__typename"] == "TableMetadataEntry":
+        return [json.loads(record) for record in entry["table"]["records"]]
+    return next((value for name, value in entry.items() if name not in ("label", "__typename")), None)
+
+
+def _selector(job: str) -> dict[str, Any]:
+    return {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "jobName": job}

@@ -1,0 +1,87 @@
+"""`dagster job execute`: config files, exit status, and where everything is stored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dagster_support import REPOSITORY, Deployment
+
+HOG = """
+    import sys
+    print("about to take too much", file=sys.stderr, flush=True)
+    block = bytearray(1 << 30)
+    for at in range(0, len(block), 4096):
+        block[at] = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    made = Deployment(tmp_path_factory.mktemp("cli"))
+    made.build_runtime()
+    made.add_analysis(
+        "sum",
+        """
+        import json, os
+        values = json.load(open(os.environ["FORGE_PARAMS"]))
+        with open(os.path.join(os.environ["FORGE_OUTPUTS"], "sum.txt"), "w") as file:
+            file.write(str(values["a"] + values["b"]))
+        """,
+        "outputs: {sum: sum.txt}\nparams: {a: {type: int, default: 1}, b: {type: int, default: 2}}\n",
+    )
+    made.add_analysis("hog", HOG, "limits: {memory: 64MiB}\n")
+    return made
+
+
+def test_two_config_files_are_merged_and_reach_the_execution(deployment: Deployment, tmp_path: Path) -> None:
+    first, second = tmp_path / "limits.yaml", tmp_path / "it's -params.yaml"
+    first.write_text("ops: {run_sum: {config: {limits: {memory: 100MiB}, seed: 7}}}\n")
+    second.write_text("ops: {run_sum: {config: {params: {a: 40}}}}\n")
+    done = deployment.job_execute("sum", first, second)
+    assert done.returncode == 0, done.stderr
+    record = deployment.records()[-1]
+    assert record["parameters"] == {"a": 40, "b": 2}
+    assert record["seed"] == 7
+    assert record["enforced"]["memory_bytes"]["value"] == 100 * 2**20
+    assert Path(record["folder"], "outputs/sum.txt").read_text() == "42"
+    assert record["chosen_by"]["runtime"] == "analysis"
+
+
+def test_a_failing_analysis_fails_the_command_with_the_records_sentence(deployment: Deployment) -> None:
+    done = deployment.job_execute("hog")
+    record = deployment.records()[-1]
+    assert done.returncode == 1
+    assert record["end_reason"] == "memory"
+    assert f"Failure: {record['message']}" in done.stderr
+    assert "STEP_UP_FOR_RETRY" not in done.stderr
+
+
+def test_a_limit_above_the_deployments_fails_the_step_with_one_sentence(deployment: Deployment, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("ops: {run_sum: {config: {limits: {memory: 9000TiB}}}}\n")
+    before = len(deployment.records())
+    done = deployment.job_execute("sum", config)
+    assert done.returncode == 1
+    assert "Failure: Limit 'memory' is" in done.stderr
+    assert "STEP_UP_FOR_RETRY" not in done.stderr
+    assert len(deployment.records()) == before
+
+
+@pytest.mark.parametrize("dagster_home", [None, REPOSITORY], ids=["from the repository", "elsewhere with DAGSTER_HOME"])
+def test_dagster_stores_under_forge_home(deployment: Deployment, tmp_path: Path, dagster_home: Path | None) -> None:
+    storage = deployment.home / "dagster"
+    shutil.rmtree(storage, ignore_errors=True)
+    left_before = {path.name for path in REPOSITORY.iterdir()}
+    if dagster_home is None:
+        done = deployment.job_execute("sum")
+    else:
+        done = deployment.job_execute("sum", cwd=tmp_path, env={"DAGSTER_HOME": str(dagster_home)})
+    assert done.returncode == 0, done.stderr
+    run_id = deployment.records()[-1]["dagster_run_id"]
+    assert (storage / "history/runs" / f"{run_id}.db").is_file()
+    assert list((storage / "storage" / run_id / "compute_logs").glob("*.out")), "captured logs lie elsewhere"
+    assert storage.stat().st_mode & 0o077 == 0
+    assert {path.name for path in REPOSITORY.iterdir()} == left_before
+    assert list(tmp_path.iterdir()) == []
