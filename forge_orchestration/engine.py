@@ -167,7 +167,7 @@ class Engine:
         finally:
             record = folder.read_record()
             self.store.save(record)
-        return executor.collect(handle)
+        return record
 
     def _close_unstarted(self, record: ExecutionRecord, prepared: PreparedExecution, error: ForgeError) -> ExecutionRecord:
         record = msgspec.structs.replace(

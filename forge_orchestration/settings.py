@@ -6,6 +6,7 @@ Nothing else in Forge reads the environment for its configuration.
 
 from __future__ import annotations
 
+import functools
 import os
 import tomllib
 from pathlib import Path
@@ -141,6 +142,17 @@ def load_settings(home: Path | None = None) -> Settings:
     """
     home = forge_home() if home is None else home
     path = home / "settings.toml"
+    try:
+        facts = os.stat(path)
+        version = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+    except OSError:
+        version = None
+    return _read_settings(home, path, version)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_settings(home: Path, path: Path, _version: object) -> Settings:
+    """Read once for each version of the file."""
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:

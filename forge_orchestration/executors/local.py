@@ -114,15 +114,15 @@ class LocalExecutor(AnalysisExecutor):
 
     def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
         folder = execution.folder
-        if (record := folder.read_record()).native_id:
-            return ExecutionHandle(execution_id=folder.id, native_id=record.native_id)
+        if (there := read_supervisor(folder.path)) is not None:
+            return ExecutionHandle(execution_id=folder.id, native_id=there.native_id)
         spawner = self._spawner()
         plan = self._plan(spec, execution, spawner)
         write_atomically(folder.path / "plan.json", msgspec.json.encode(plan))
         connection = spawner.start(folder.path)
         connection.settimeout(_START_TIMEOUT_S)
         try:
-            heard = connection.recv(64)
+            heard = connection.recv(256)
         except OSError as error:
             connection.close()
             raise SubmitError(f"No supervisor started for {folder.id}: {error}.") from error
@@ -130,7 +130,7 @@ class LocalExecutor(AnalysisExecutor):
             connection.close()
             raise SubmitError(f"The supervisor of {folder.id} ended before it began.", f"See {folder.path}/supervisor.log")
         self._sockets[folder.id] = connection
-        return ExecutionHandle(execution_id=folder.id, native_id=folder.read_record().native_id or "")
+        return ExecutionHandle(execution_id=folder.id, native_id=heard.decode())
 
     def poll(self, handle: ExecutionHandle) -> ExecutionState:
         return self.wait(handle, 0)
@@ -142,13 +142,13 @@ class LocalExecutor(AnalysisExecutor):
             waiting = select.poll()
             waiting.register(connection, select.POLLIN)
             if not waiting.poll(None if timeout_s is None else timeout_s * 1000):
-                return ExecutionState(status=folder.read_record().status)
+                return ExecutionState(status=Status.RUNNING)
             self._sockets.pop(handle.execution_id, None)
             connection.close()
         else:
             supervisor = read_supervisor(folder.path)
             if supervisor is not None and supervisor.is_alive and not supervisor.wait(timeout_s):
-                return ExecutionState(status=folder.read_record().status)
+                return ExecutionState(status=Status.RUNNING)
         record = folder.read_record()
         if not record.status.is_final:
             # the supervisor is gone without a last word: it was killed

@@ -22,7 +22,8 @@ _NEW_ROOT = "/newroot"
 NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
 # capabilities that the inner process needs for one moment, to become the execution's uid
 _TO_DROP_ROOT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
-_MASKED = ("/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/kmsg", "/proc/sysrq-trigger", "/proc/sched_debug")
+# what others than root may read there, and that is the host's
+_MASKED = ("/proc/keys", "/proc/key-users")
 
 
 def find_bubblewrap() -> str:
@@ -57,8 +58,8 @@ def arguments(
         argv += ["--unshare-user", "--disable-userns", "--uid", str(identity.uid), "--gid", str(identity.gid), "--cap-drop", "ALL"]
     argv += _system(plan)
     for path, fd in files.items():
-        # the placeholder is a file of the root itself: nothing can be mounted onto what --ro-bind-data makes
-        argv += ["--perms", "0444", "--file" if path == view.README else "--ro-bind-data", str(fd), path]
+        # a file of the root itself, which is made read-only below, costs less than a mount
+        argv += ["--perms", "0444", "--file", str(fd), path]
     argv += _forge_paths(plan)
     # what bubblewrap made of the root itself is not writable either
     argv += ["--remount-ro", "/"]
@@ -68,7 +69,8 @@ def arguments(
     if identity.mode == "own_uid":
         # the host's setpriv, from the read-only /usr: nothing of the analysis is loaded before root is gone
         argv += ["/usr/bin/setpriv", f"--reuid={identity.uid}", f"--regid={identity.gid}", "--clear-groups"]
-        argv += ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
+        # what bubblewrap has left in the bounding set are the three above
+        argv += ["--bounding-set=-setuid,-setgid,-setpcap", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
     # its variables are set only now: LD_PRELOAD and its like would otherwise be loaded into setpriv
     # and its folder is entered only now: root without its capabilities may not
     argv += ["/usr/bin/env", "-i", "-C", view.SCRATCH, *(f"{name}={value}" for name, value in plan.environment.items())]

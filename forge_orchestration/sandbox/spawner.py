@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import ForgeError
-from forge_orchestration.sandbox import seccomp
+from forge_orchestration.sandbox import linux, seccomp
 from forge_orchestration.sandbox.cgroups.find import Greeting, find_site
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.supervisor import Supervisor
@@ -41,25 +41,43 @@ def serve(control: socket.socket, configured_parent: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors: the kernel reaps them
     control.send(msgspec.json.encode(Greeting(site=site)))
     while True:
+        standby = _fork_standby(control)  # ahead of the request, off its path
         folder, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not folder:
             return
-        if os.fork() == 0:
+        try:
+            socket.send_fds(standby, [folder], descriptors)
+        finally:
+            standby.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _fork_standby(control: socket.socket) -> socket.socket:
+    """A supervisor that waits for its execution; the socket to give it one. It ends if that is closed without."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        try:
             control.close()
-            _supervise(Path(os.fsdecode(folder)), socket.socket(fileno=descriptors[0]))
-        for descriptor in descriptors:
-            os.close(descriptor)
+            ours.close()
+            _supervise(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    return ours
 
 
-def _supervise(folder: Path, controller: socket.socket) -> None:
-    try:
-        os.setsid()
-        os.chdir("/")
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        plan = msgspec.json.decode((folder / "plan.json").read_bytes(), type=LaunchPlan)
-        Supervisor(plan, controller).run()
-    finally:
-        os._exit(0)
+def _supervise(spawner: socket.socket) -> None:
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if os.geteuid() == 0:
+        linux.unshare_mounts()
+    folder, descriptors, _, _ = socket.recv_fds(spawner, 4096, 1)
+    spawner.close()
+    if folder:
+        plan = msgspec.json.decode((Path(os.fsdecode(folder)) / "plan.json").read_bytes(), type=LaunchPlan)
+        Supervisor(plan, socket.socket(fileno=descriptors[0])).run()
 
 
 def main() -> None:

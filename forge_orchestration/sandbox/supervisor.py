@@ -57,11 +57,11 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: None)
 
     def run(self) -> None:
-        """Run the execution. Whatever happens, its record ends in a final state and nothing of it is left running."""
+        """Run the execution, in a mount namespace of its own if started by root. Whatever happens, its record ends in a final state and nothing of it is left running."""
         me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
         write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
-        self._update(native_id=me.native_id, status=Status.PREPARING)
-        self._tell(b"started")
+        self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
+        self._tell(me.native_id.encode())
         try:
             self._run()
         except Exception as error:
@@ -76,7 +76,6 @@ class Supervisor:
             group = plan.cgroup.group(plan.execution_id)
             workspace: Workspace
             if identity.mode == "own_uid":
-                linux.unshare_mounts()
                 workspace = LoopWorkspace(Path(plan.workspace), plan.limits.scratch_bytes, Path(plan.templates))
             else:
                 workspace = FolderWorkspace(Path(plan.workspace), plan.limits.scratch_bytes)

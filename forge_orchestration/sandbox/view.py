@@ -34,7 +34,7 @@ _THREAD_VARIABLES = (
 )  # fmt: skip
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # what programs look for in /etc that says nothing of the host: the loader's cache, Debian's alternatives, fonts, R's start files
-_ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/R", "/etc/mime.types")
+_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/etc/R")
 
 # files made for the sandbox: who it runs as, and that it is alone on its network
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n"

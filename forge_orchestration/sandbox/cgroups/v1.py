@@ -41,6 +41,11 @@ class CgroupV1(Cgroup):
         for path in self._paths:
             path.mkdir(parents=True)
 
+    def join(self) -> None:
+        # "tasks", not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms)
+        for path in self._paths:
+            write(path / "tasks", "0")
+
     def set_limits(self, limits: Limits) -> dict[str, Enforced]:
         memory, cpu, pids = self._folder["memory"], self._folder["cpu"], self._folder["pids"]
         size = page_rounded(limits.memory_bytes)
