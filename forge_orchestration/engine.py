@@ -141,7 +141,9 @@ class Engine:
         except OSError as error:
             self.store.forget(folder.id)
             folder.remove()
-            raise StoreError(f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?") from error
+            raise StoreError(
+                f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?"
+            ) from error
         return record, PreparedExecution(folder=folder, runtime=runtime, inputs=inputs)
 
     def _follow(
@@ -171,7 +173,11 @@ class Engine:
 
     def _close_unstarted(self, record: ExecutionRecord, prepared: PreparedExecution, error: ForgeError) -> ExecutionRecord:
         record = msgspec.structs.replace(
-            record, status=EndReason.EXECUTOR_ERROR.status, end_reason=EndReason.EXECUTOR_ERROR, message=str(error), ended_at=time.time()
+            record,
+            status=EndReason.EXECUTOR_ERROR.status,
+            end_reason=EndReason.EXECUTOR_ERROR,
+            message=str(error),
+            ended_at=time.time(),
         )
         prepared.folder.write_record(record)
         self.store.save(record)
@@ -199,4 +205,3 @@ class _Feed:
                     self._listener.on_message(msgspec.json.decode(line, type=Message))
             elif data:
                 self._listener.on_log(stream, data)
-

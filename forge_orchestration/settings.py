@@ -122,9 +122,7 @@ def _default_input_roots() -> tuple[Path, ...]:
     """Where people keep data. Never the system's own folders, nor Forge's (see `executions.inputs`)."""
     home = Path.home()
     return tuple(
-        dict.fromkeys(
-            [home, *map(Path, ("/home", "/data", "/srv", "/mnt", "/media", "/scratch", "/work", "/tmp", "/var/tmp"))]
-        )
+        dict.fromkeys([home, *map(Path, ("/home", "/data", "/srv", "/mnt", "/media", "/scratch", "/work", "/tmp", "/var/tmp"))])
     )
 
 
@@ -176,7 +174,7 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     except msgspec.ValidationError as error:
         raise SpecError(f"The settings in {path} are wrong: {error}.") from error
     if settings.supervision.on_controller_loss not in ("kill", "continue"):
-        raise SpecError(f"'supervision.on_controller_loss' in {path} must be \"kill\" or \"continue\".")
+        raise SpecError(f'\'supervision.on_controller_loss\' in {path} must be "kill" or "continue".')
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -51,7 +52,9 @@ def analysis_folders(settings: Settings) -> dict[str, Path]:
         try:
             children = sorted(parent.iterdir())
         except OSError as error:
-            raise SpecError(f"The analysis folder {parent} cannot be read: {error.strerror}.", "See analysis_folders in settings.toml.") from error
+            raise SpecError(
+                f"The analysis folder {parent} cannot be read: {error.strerror}.", "See analysis_folders in settings.toml."
+            ) from error
         for child in children:
             if (child / "analysis.yaml").is_file():
                 if child.name in found:
@@ -99,7 +102,9 @@ def read_definition(folder: Path) -> AnalysisDefinition:
     except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
         raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
     if not _NAME.fullmatch(folder.name):
-        raise SpecError(f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first.")
+        raise SpecError(
+            f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first."
+        )
     _check_file(content, path)
     values = {field: getattr(content, field) for field in content.__struct_fields__}
     return AnalysisDefinition(**values | {"name": folder.name, "folder": str(folder), "command": tuple(content.command)})
@@ -146,14 +151,16 @@ def checked_param(name: str, param: Param, value: object, where: str) -> ParamVa
             raise SpecError(f"{what}; it must be of type {param.type}.") from None
     if not isinstance(converted, kinds) or (isinstance(converted, bool) and param.type != "bool"):
         raise SpecError(f"{what}; it must be of type {param.type}.")
-    if param.type == "float":
+    if param.type == "float" and isinstance(converted, int):
         converted = float(converted)
     if param.choices is not None and converted not in param.choices:
         raise SpecError(f"{what}; it must be one of {', '.join(map(str, param.choices))}.")
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
         low, high = param.min, param.max
-        if converted != converted or (low is not None and converted < low) or (high is not None and converted > high):
-            raise SpecError(f"{what}; it must lie between {low if low is not None else '-∞'} and {high if high is not None else '∞'}.")
+        if math.isnan(converted) or (low is not None and converted < low) or (high is not None and converted > high):
+            raise SpecError(
+                f"{what}; it must lie between {low if low is not None else '-∞'} and {high if high is not None else '∞'}."
+            )
     return converted  # type: ignore[return-value]
 
 
@@ -193,9 +200,7 @@ def spec_from_definition(
     effective = updated_limits(effective, definition.limits, where)
     effective = updated_limits(effective, limits or {}, f"the {asked_by}")
     check_limits(effective, settings.maximum)
-    values: dict[str, ParamValue] = {
-        name: param.default for name, param in definition.params.items() if param.default is not None
-    }
+    values: dict[str, ParamValue] = {name: param.default for name, param in definition.params.items() if param.default is not None}
     for name, value in (params or {}).items():
         if name not in definition.params:
             known = ", ".join(definition.params) or "none"
@@ -207,11 +212,15 @@ def spec_from_definition(
     sources = {name: source.path for name, source in definition.inputs.items()}
     for name, path in (inputs or {}).items():
         if name not in sources:
-            raise SpecError(f"Analysis '{definition.name}' has no input '{name[:80]}'.", f"Its inputs: {', '.join(sources) or 'none'}.")
+            raise SpecError(
+                f"Analysis '{definition.name}' has no input '{name[:80]}'.", f"Its inputs: {', '.join(sources) or 'none'}."
+            )
         sources[name] = path
     # a path in analysis.yaml is relative to its folder
     sources = {
-        name: path if "://" in path or path.startswith(("/", "~")) or (inputs and name in inputs) else os.path.join(definition.folder, path)
+        name: path
+        if "://" in path or path.startswith(("/", "~")) or (inputs and name in inputs)
+        else os.path.join(definition.folder, path)
         for name, path in sources.items()
     }
     return AnalysisSpec(
@@ -235,4 +244,6 @@ def spec_from_definition(
 
 def _inside(word: str, folder: str) -> str:
     """A word of the command that names a file of the analysis, as the sandbox sees it."""
-    return f"{ANALYSIS}/{os.path.normpath(word)}" if not os.path.isabs(word) and os.path.isfile(os.path.join(folder, word)) else word
+    return (
+        f"{ANALYSIS}/{os.path.normpath(word)}" if not os.path.isabs(word) and os.path.isfile(os.path.join(folder, word)) else word
+    )

@@ -36,7 +36,9 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     else:
-        print(f"{report.alive} alive, {len(report.closed)} closed, {len(report.indexed)} indexed, {len(report.removed)} leftovers removed")
+        print(
+            f"{report.alive} alive, {len(report.closed)} closed, {len(report.indexed)} indexed, {len(report.removed)} leftovers removed"
+        )
         for line in (*report.closed, *report.removed):
             print(f"  {line}")
     for problem in report.problems:

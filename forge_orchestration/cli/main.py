@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"forge: internal error: {type(error).__name__}: {error} (run it again with --debug for the details)", file=sys.stderr)
+        print(
+            f"forge: internal error: {type(error).__name__}: {error} (run it again with --debug for the details)", file=sys.stderr
+        )
         return 70
 
 
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
-    run = commands.add_parser("run", help="run an analysis", description="Run an analysis by its name, or by the path of its folder.")
+    run = commands.add_parser(
+        "run", help="run an analysis", description="Run an analysis by its name, or by the path of its folder."
+    )
     run.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
     run.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
     run.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
@@ -78,7 +82,9 @@ def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Run a command in a sandbox. It starts in its scratch folder; what it writes to $FORGE_OUTPUTS is kept.",
     )  # fmt: skip
     execute.add_argument("--runtime", metavar="R", help="runtime to run it in (default: forge-python)")
-    execute.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="a file or folder, seen at $FORGE_INPUTS/NAME")
+    execute.add_argument(
+        "--input", action="append", default=[], metavar="NAME=PATH", help="a file or folder, seen at $FORGE_INPUTS/NAME"
+    )
     execute.add_argument(
         "--output", action="append", default=[], metavar="PATTERN", help="what must be in $FORGE_OUTPUTS at the end, e.g. '*.csv'"
     )

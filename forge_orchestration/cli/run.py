@@ -52,7 +52,8 @@ def list_analyses(arguments: argparse.Namespace) -> int:
 
     definitions = load_definitions(load_settings())
     rows = [
-        {"analysis": one.name, "group": one.group, "runtime": one.runtime, "description": one.description} for one in definitions.values()
+        {"analysis": one.name, "group": one.group, "runtime": one.runtime, "description": one.description}
+        for one in definitions.values()
     ]
     if arguments.json:
         print(json.dumps(rows, indent=2))

@@ -49,7 +49,9 @@ def show_runtime(arguments: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{'finding':<16} {finding}")
     if build:
-        print(f"{'content digest':<16} {build.content_digest}\n{'seal digest':<16} {build.seal_digest}\n{'python':<16} {build.python}")
+        print(
+            f"{'content digest':<16} {build.content_digest}\n{'seal digest':<16} {build.seal_digest}\n{'python':<16} {build.python}"
+        )
         print(f"{'size':<16} {format_bytes(build.bytes)} in {build.files} files, built in {build.build_s:.1f} s")
         print("packages         " + (", ".join(f"{name} {version}" for name, version in build.packages.items()) or "none"))
     return 0
@@ -65,7 +67,13 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
         catalog.load_definition(name, settings)
     engine = Engine(settings)
     for name in arguments.runtimes:
-        made = build(name, settings, sandboxed_self_test(engine), force=arguments.force, say=lambda text: print(text, file=sys.stderr, flush=True))
+        made = build(
+            name,
+            settings,
+            sandboxed_self_test(engine),
+            force=arguments.force,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
         print(f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})")
     return 0
 
@@ -77,7 +85,14 @@ def _row(name: str, settings: Settings) -> dict[str, object]:
         build = catalog.load_build(folder)
         state = "missing" if build is None else "unhealthy" if seal.quick_verdict(folder, 0).findings else "ready"
     except RuntimeCatalogError as error:
-        return {"runtime": name, "state": "unhealthy", "python": None, "packages": None, "content": None, "description": error.message}
+        return {
+            "runtime": name,
+            "state": "unhealthy",
+            "python": None,
+            "packages": None,
+            "content": None,
+            "description": error.message,
+        }
     return {
         "runtime": name, "state": state, "python": build.python if build else None, "packages": len(build.packages) if build else None,
         "content": build.content_digest[:12] if build else None, "description": definition.description,

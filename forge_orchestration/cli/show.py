@@ -43,24 +43,39 @@ def print_record(record: ExecutionRecord) -> None:
 
 def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, str]]]]:
     runtime = record.runtime
-    yield "Execution", [
-        ("id", record.execution_id),
-        ("runtime", f"{runtime.name} (content {runtime.content_digest[:12]}, chosen by {runtime.chosen_by})" if runtime else "-"),
-        ("command", " ".join(record.command)),
-        ("started", _when(record.started_at)),
-        ("ended", _when(record.ended_at)),
-        ("folder", record.folder),
-        ("record", f"{record.folder}/record.json"),
-    ]
+    yield (
+        "Execution",
+        [
+            ("id", record.execution_id),
+            (
+                "runtime",
+                f"{runtime.name} (content {runtime.content_digest[:12]}, chosen by {runtime.chosen_by})" if runtime else "-",
+            ),
+            ("command", " ".join(record.command)),
+            ("started", _when(record.started_at)),
+            ("ended", _when(record.ended_at)),
+            ("folder", record.folder),
+            ("record", f"{record.folder}/record.json"),
+        ],
+    )
     if record.enforced:
-        yield "Enforced, as read back", [(name, f"{_limit(name, one.value)}  ({one.source})") for name, one in record.enforced.items()]
+        yield (
+            "Enforced, as read back",
+            [(name, f"{_limit(name, one.value)}  ({one.source})") for name, one in record.enforced.items()],
+        )
     if record.isolation:
         protections = record.isolation.protections
         on = [name for name, state in protections.items() if state == "on"]
-        yield "Isolation", [("mode", record.isolation.mode), ("on", ", ".join(on))] + [
-            (name, state) for name, state in protections.items() if state != "on"
-        ]
-    used = [(name, _limit(name, one.value)) for name in record.usage.__struct_fields__ if isinstance(one := getattr(record.usage, name), Measured)]
+        yield (
+            "Isolation",
+            [("mode", record.isolation.mode), ("on", ", ".join(on))]
+            + [(name, state) for name, state in protections.items() if state != "on"],
+        )
+    used = [
+        (name, _limit(name, one.value))
+        for name in record.usage.__struct_fields__
+        if isinstance(one := getattr(record.usage, name), Measured)
+    ]
     if used:
         yield "Used", used
     yield "Logs", [(name, f"{log.path} ({format_bytes(log.bytes)})") for name, log in record.logs.items()]

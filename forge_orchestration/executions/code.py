@@ -72,4 +72,6 @@ def _git(folder: Path) -> tuple[str | None, bool | None]:
 
 def _run_git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=20, stdin=subprocess.DEVNULL).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=20, stdin=subprocess.DEVNULL
+    ).stdout

@@ -1,11 +1,11 @@
 """The folder of one execution, and the record in it.
 
-    executions/<id>/
-      record.json      the facts; replaced whole, never edited
-      stdout.log  stderr.log  messages.jsonl
-      outputs/         what was collected
-      analysis/        the analysis' own files as they were run
-      plan.json  supervisor.json   how it was started, and by whom it is watched
+executions/<id>/
+  record.json      the facts; replaced whole, never edited
+  stdout.log  stderr.log  messages.jsonl
+  outputs/         what was collected
+  analysis/        the analysis' own files as they were run
+  plan.json  supervisor.json   how it was started, and by whom it is watched
 """
 
 from __future__ import annotations

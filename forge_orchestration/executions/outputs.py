@@ -61,12 +61,12 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
     outputs.sort(key=lambda output: output.path)
     names: dict[str, str] = {}
     missing = []
-    for name, pattern in declared.items():
+    for label, pattern in declared.items():
         matches = [output.path for output in outputs if fnmatch.fnmatchcase(output.path, pattern)]
         if not matches:
             missing.append(pattern)
         elif len(matches) == 1:
-            names.setdefault(matches[0], name)
+            names.setdefault(matches[0], label)
     named = [msgspec.structs.replace(output, name=names.get(output.path, output.path)) for output in outputs]
     return Collected(outputs=named, rejected=rejected, missing=missing)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import sqlite3
@@ -79,14 +80,16 @@ class Store:
         changes = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])
         with self._lock, self._told("written"):
             self._db.execute(
-                f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (execution_id) DO UPDATE SET {changes}", row
+                f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (execution_id) DO UPDATE SET {changes}",
+                row,
             )
 
     def claim(self, execution_id: str, pid: int, start_time: int) -> None:
         """Remember which controller waits for an execution."""
         with self._lock, self._told("written"):
             self._db.execute(
-                "UPDATE executions SET controller_pid = ?, controller_start = ? WHERE execution_id = ?", (pid, start_time, execution_id)
+                "UPDATE executions SET controller_pid = ?, controller_start = ? WHERE execution_id = ?",
+                (pid, start_time, execution_id),
             )
 
     def forget(self, execution_id: str) -> None:
@@ -102,7 +105,7 @@ class Store:
             ).fetchone()
         return (row[0], row[1]) if row and row[0] is not None else None
 
-    def list(self, *, limit: int = 50, status: str | None = None, analysis: str | None = None) -> list[dict[str, object]]:
+    def list(self, *, limit: int = 50, status: str | None = None, analysis: str | None = None) -> builtins.list[dict[str, object]]:
         """Rows, the newest first."""
         where, values = [], []
         for column, value in (("status", status), ("analysis", analysis)):
@@ -115,7 +118,7 @@ class Store:
             rows = self._db.execute(query, (*values, limit)).fetchall()
         return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
-    def unfinished(self) -> list[str]:
+    def unfinished(self) -> builtins.list[str]:
         """Ids of executions whose row has no final status."""
         query = "SELECT execution_id FROM executions WHERE status IN ('queued', 'preparing', 'running', 'collecting')"
         with self._lock, self._told("read"):
@@ -153,4 +156,10 @@ class Store:
 
 def _file_key(facts: os.stat_result) -> tuple[int, int, int, int, int]:
     # SQLite's integers are signed; device and inode numbers are not
-    return (facts.st_dev, facts.st_ino - (1 << 64) if facts.st_ino >> 63 else facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return (
+        facts.st_dev,
+        facts.st_ino - (1 << 64) if facts.st_ino >> 63 else facts.st_ino,
+        facts.st_size,
+        facts.st_mtime_ns,
+        facts.st_ctime_ns,
+    )

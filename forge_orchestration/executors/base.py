@@ -8,8 +8,8 @@ import msgspec
 
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.inputs import ResolvedInput
-from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.reasons import Status
+from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
 

@@ -18,7 +18,11 @@ import msgspec
 from forge_orchestration.errors import ExecutorError, HostError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
 from forge_orchestration.executors.base import (
-    AnalysisExecutor, ExecutionHandle, ExecutionState, ExecutorCapabilities, PreparedExecution,
+    AnalysisExecutor,
+    ExecutionHandle,
+    ExecutionState,
+    ExecutorCapabilities,
+    PreparedExecution,
 )  # fmt: skip
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
@@ -47,7 +51,7 @@ class _Spawner:
         command = [*scope_prefix(settings.cgroup.parent), sys.executable, "-I", "-c", code, settings.cgroup.parent]
         try:
             self._process = subprocess.Popen(
-                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
                 cwd="/", env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             )  # fmt: skip
         except OSError as error:
@@ -189,7 +193,12 @@ class LocalExecutor(AnalysisExecutor):
     def _close_lost(self, folder: ExecutionFolder, record: ExecutionRecord, reason: EndReason, message: str) -> ExecutionRecord:
         cleanup = remove_leftovers(folder, self._settings)
         record = msgspec.structs.replace(
-            record, status=reason.status, end_reason=reason, message=f"{message} Run it again.", cleanup=cleanup, ended_at=time.time()
+            record,
+            status=reason.status,
+            end_reason=reason,
+            message=f"{message} Run it again.",
+            cleanup=cleanup,
+            ended_at=time.time(),
         )
         folder.write_record(record)
         return record
@@ -212,7 +221,8 @@ class LocalExecutor(AnalysisExecutor):
         if folder.analysis.is_dir():
             binds.append(_bind(str(folder.analysis), view.ANALYSIS))
         binds += [
-            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode) for item in execution.inputs
+            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode)
+            for item in execution.inputs
         ]
         system_binds, system_links = view.system_view()
         return LaunchPlan(

@@ -37,7 +37,7 @@ def reconcile(engine: Engine) -> Reconciled:
     What other deployments (another `FORGE_HOME`) do on this host is left alone.
     """
     report = Reconciled()
-    unfinished = set(engine.store.unfinished())
+    unfinished: set[str] = set(engine.store.unfinished())
     on_disk = {entry.name for entry in os.scandir(engine.settings.executions_dir) if entry.is_dir(follow_symlinks=False)}
     for execution_id in sorted(unfinished | (on_disk - engine.store.ids())):
         try:

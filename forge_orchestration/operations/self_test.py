@@ -23,7 +23,8 @@ def sandboxed_self_test(engine: Engine) -> SelfTest:
         if not record.succeeded:
             said = tail(Path(record.folder, "stderr.log"), 1000).decode(errors="replace").strip()
             raise RuntimeCatalogError(
-                f"Runtime '{definition.name}' failed its self-test: {record.message} {said}", f"Its record: {record.folder}/record.json"
+                f"Runtime '{definition.name}' failed its self-test: {record.message} {said}",
+                f"Its record: {record.folder}/record.json",
             )
 
     return test

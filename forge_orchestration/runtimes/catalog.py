@@ -1,9 +1,9 @@
 """The catalog: which runtimes are defined, which are built, and what an execution needs to use one.
 
-    FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock and the interpreter
-      prefix/          the environment, mounted at /forge/runtime
-      runtime.json     what it is; written before the folder is moved into place
-      seal.json        every file of it
+FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock and the interpreter
+  prefix/          the environment, mounted at /forge/runtime
+  runtime.json     what it is; written before the folder is moved into place
+  seal.json        every file of it
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
     verdict = seal.quick_verdict(folder, settings.runtime_max_age_s)
     if verdict.findings:
         raise RuntimeCatalogError(
-            f"Runtime '{name}' is not what was built: {verdict.findings[0]}.", f"Build it again: forge runtimes build --force {name}"
+            f"Runtime '{name}' is not what was built: {verdict.findings[0]}.",
+            f"Build it again: forge runtimes build --force {name}",
         )
     return resolved(runtime, folder / "prefix", verdict.at, definition.limits)
 

@@ -41,7 +41,7 @@ def find_bubblewrap() -> str:
 def arguments(
     plan: LaunchPlan, identity: Identity, *, files: dict[str, int], seccomp_fd: int, status_fd: int, gate_fd: int
 ) -> list[str]:
-    """bubblewrap's whole command line, the analysis' command included.
+    """Bubblewrap's whole command line, the analysis' command included.
 
     Args:
         files: Descriptor by path of the small files that are made for this sandbox.

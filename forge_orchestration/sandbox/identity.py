@@ -48,9 +48,7 @@ def claimed_identity(settings: IdentitySettings, execution_id: str) -> Iterator[
             break
     else:
         last = settings.first_uid + settings.count - 1
-        raise SandboxError(
-            f"All uids from {settings.first_uid} to {last} are in use.", "Raise identity.count in settings.toml."
-        )
+        raise SandboxError(f"All uids from {settings.first_uid} to {last} are in use.", "Raise identity.count in settings.toml.")
     try:
         yield Identity(mode="own_uid", uid=uid, gid=uid)
         os.ftruncate(fd, 0)  # reached only without an error: an unclean end keeps the name

@@ -102,8 +102,9 @@ class LoopWorkspace(Workspace):
         space = os.statvfs(self.folder)
         used = (self._free_at_start[0] - space.f_bavail) * space.f_frsize
         self.peak_bytes = max(self.peak_bytes, used)
-        # the last few blocks cannot always be had: below 16 of them the next write is refused
-        return space.f_bavail < min(16, self._free_at_start[0] // 8) or space.f_favail == 0
+        # the kernel takes room for up to 2 MiB of a large write at once, and refuses it all if that much is not left
+        margin = min((2 << 20) // space.f_frsize + 8, self._free_at_start[0] // 8)
+        return space.f_bavail < margin or space.f_favail == 0
 
     def remove(self) -> tuple[int, int]:
         mounts = 0

@@ -48,7 +48,7 @@ class Supervisor:
         self._plan = plan
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
-        self._record = self._folder.read_record()
+        self._record: ExecutionRecord = self._folder.read_record()
         self._stops: dict[EndReason, str] = {}
         self._exit_status: int | None = None
         self._kill_at: float | None = None
@@ -57,7 +57,10 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: None)
 
     def run(self) -> None:
-        """Run the execution, in a mount namespace of its own if started by root. Whatever happens, its record ends in a final state and nothing of it is left running."""
+        """Run the execution. If started by root, this process has a mount namespace of its own.
+
+        Whatever happens, the record ends in a final state and nothing of the execution is left running.
+        """
         me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
         write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
         self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
@@ -88,7 +91,11 @@ class Supervisor:
                 removed = group.remove()
                 fifo.unlink(missing_ok=True)
         cleanup = Cleanup(
-            scratch_bytes_freed=freed, processes_killed=killed, cgroup_removed=removed, mounts_removed=mounts, finished_at=time.time()
+            scratch_bytes_freed=freed,
+            processes_killed=killed,
+            cgroup_removed=removed,
+            mounts_removed=mounts,
+            finished_at=time.time(),
         )
         self._update(cleanup=cleanup, **self._verdict)
 
@@ -272,7 +279,7 @@ class Supervisor:
     # -- the record ------------------------------------------------------------------------------------------------
 
     def _update(self, **changes: object) -> None:
-        self._record: ExecutionRecord = msgspec.structs.replace(self._record, **changes)
+        self._record = msgspec.structs.replace(self._record, **changes)
         self._folder.write_record(self._record)
 
     def _close_after_error(self, error: Exception) -> None:

@@ -63,15 +63,19 @@ class Deployment:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def job_command(self, job: str, *config: Path) -> list[str]:
+        """`dagster job execute -m … -j job -c …`."""
+        files = [word for path in config for word in ("-c", str(path))]
+        return [sys.executable, "-m", "dagster", "job", "execute", "-m", LOCATION, "-j", job, *files]
+
     def job_execute(
         self, job: str, *config: Path, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """`dagster job execute -m … -j job -c …`."""
-        files = [word for path in config for word in ("-c", str(path))]
+        """Run that command to its end."""
+        environment = {**self.environment, **(env or {})}
         return subprocess.run(
-            [sys.executable, "-m", "dagster", "job", "execute", "-m", LOCATION, "-j", job, *files],
-            cwd=cwd, env={**self.environment, **(env or {})}, capture_output=True, text=True, timeout=RUN_S,
-        )  # fmt: skip
+            self.job_command(job, *config), cwd=cwd, env=environment, capture_output=True, text=True, timeout=RUN_S
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """All records, oldest first."""

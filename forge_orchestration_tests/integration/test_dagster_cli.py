@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from dagster_support import REPOSITORY, Deployment
+from dagster_support import REPOSITORY, RUN_S, Deployment, processes_with, wait_for
+
+MARK = "dagster-cli-test-patient"
 
 HOG = """
     import sys
@@ -32,6 +36,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
         "outputs: {sum: sum.txt}\nparams: {a: {type: int, default: 1}, b: {type: int, default: 2}}\n",
     )
     made.add_analysis("hog", HOG, "limits: {memory: 64MiB}\n")
+    made.add_analysis("patient", "import time; time.sleep(600)", command=f"[python, run.py, {MARK}]")
     return made
 
 
@@ -67,6 +72,28 @@ def test_a_limit_above_the_deployments_fails_the_step_with_one_sentence(deployme
     assert "Failure: Limit 'memory' is" in done.stderr
     assert "STEP_UP_FOR_RETRY" not in done.stderr
     assert len(deployment.records()) == before
+
+
+def test_ctrl_c_ends_the_sandbox_and_the_record_says_canceled(deployment: Deployment) -> None:
+    process = subprocess.Popen(
+        deployment.job_command("patient"),
+        cwd=REPOSITORY,
+        env=deployment.environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        wait_for("the analysis", lambda: processes_with(MARK))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=RUN_S)
+    finally:
+        process.kill()
+    record = deployment.records()[-1]
+    assert process.returncode != 0
+    assert record["analysis"] == "patient"
+    assert record["end_reason"] == "canceled"
+    assert record["message"] in said.decode()
+    assert processes_with(MARK) == []
 
 
 @pytest.mark.parametrize("dagster_home", [None, REPOSITORY], ids=["from the repository", "elsewhere with DAGSTER_HOME"])

@@ -26,7 +26,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
 def tick(defs: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
     """One tick, its events stored as the daemon would."""
     context = dg.build_sensor_context(instance=instance, cursor=cursor)
-    result = defs.get_sensor_def("forge_health")(context)
+    result = defs.resolve_sensor_def("forge_health")(context)
     assert isinstance(result, dg.SensorResult)
     for event in result.asset_events:
         instance.report_runless_asset_event(event)
@@ -39,7 +39,7 @@ def evaluations(result: dg.SensorResult) -> dict[dg.AssetKey, dg.AssetCheckEvalu
 
 def test_the_sensor_runs_by_default_and_declares_what_it_reports(deployment: Deployment) -> None:
     defs = health.health_definitions(load_settings(deployment.home), ["forge-python"])
-    sensor = defs.get_sensor_def("forge_health")
+    sensor = defs.resolve_sensor_def("forge_health")
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     assert sensor.minimum_interval_seconds == 300
     assert {spec.key for spec in defs.resolve_all_asset_specs()} == {HOST, RUNTIME}

@@ -138,6 +138,15 @@ def test_a_broken_analysis_says_so_when_it_is_launched(webserver: Webserver) -> 
     assert "analysis.yaml is wrong" in failure["failureMetadata"]["description"]
 
 
+def test_a_runtime_that_is_not_built_fails_with_the_command_that_builds_it(deployment: Deployment, webserver: Webserver) -> None:
+    before = len(deployment.records())
+    run_id = webserver.start("plot", {"runtime": "forge-singlecell"})
+    assert webserver.wait(run_id) == "FAILURE"
+    failure = next(event for event in webserver.events(run_id) if event["__typename"] == "ExecutionStepFailureEvent")
+    assert "forge runtimes build forge-singlecell" in failure["failureMetadata"]["description"]
+    assert len(deployment.records()) == before
+
+
 @pytest.mark.parametrize("deaf", [False, True], ids=["ends at SIGTERM", "ignores SIGTERM"])
 def test_output_and_messages_are_live_and_terminate_ends_the_sandbox(
     deployment: Deployment, webserver: Webserver, deaf: bool

@@ -49,9 +49,7 @@ class Messages:
         self._send({"type": "opened"})
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # Also after an error: an analysis that failed with a sentence has ended in order.
         self._send({"type": "closed"})
         if self._descriptor is not None:
@@ -162,9 +160,7 @@ def network() -> dict[str, Any]:
         interfaces = f"unreadable: {error.strerror}"
     return {
         "interfaces": interfaces,
-        "proc_net_dev": [
-            line.partition(":")[0].strip() for line in text_of("/proc/net/dev").splitlines() if ":" in line
-        ],
+        "proc_net_dev": [line.partition(":")[0].strip() for line in text_of("/proc/net/dev").splitlines() if ":" in line],
         "loopback": attempt(connect_to_itself),
         "outside": attempt(connect_outside),
     }

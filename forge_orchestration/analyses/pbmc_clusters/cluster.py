@@ -79,9 +79,7 @@ class Messages:
         self._send({"type": "opened"})
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # Also after an error: an analysis that failed with a sentence has ended in order.
         self._send({"type": "closed"})
         if self._descriptor is not None:
@@ -133,9 +131,7 @@ class Parameters:
             raise AnalysisError(f"The parameters cannot be read as JSON: {error}.") from None
         if not isinstance(given, dict):
             raise AnalysisError("The parameters are not a JSON object.")
-        kinds: dict[str, tuple[type, ...]] = {
-            field.name: (int,) if field.type == "int" else (int, float) for field in fields(cls)
-        }
+        kinds: dict[str, tuple[type, ...]] = {field.name: (int,) if field.type == "int" else (int, float) for field in fields(cls)}
         if missing := sorted(kinds.keys() - given.keys()):
             raise AnalysisError(f"Parameters without a value: {', '.join(missing)}.")
         if unknown := sorted(given.keys() - kinds.keys()):
@@ -143,9 +139,7 @@ class Parameters:
         for name, kind in kinds.items():
             if isinstance(given[name], bool) or not isinstance(given[name], kind):
                 raise AnalysisError(f"The parameter {name} is {given[name]!r}, not a number of the declared type.")
-        values: dict[str, Any] = {
-            name: given[name] if kind == (int,) else float(given[name]) for name, kind in kinds.items()
-        }
+        values: dict[str, Any] = {name: given[name] if kind == (int,) else float(given[name]) for name, kind in kinds.items()}
         return cls(**values)
 
 
@@ -372,9 +366,7 @@ def agreement(cells: anndata.AnnData) -> dict[str, dict[str, float]]:
     return {
         labels: {
             "adjusted_rand_index": six_digits(adjusted_rand_score(cells.obs[labels], cells.obs["cluster"])),
-            "normalised_mutual_information": six_digits(
-                normalized_mutual_info_score(cells.obs[labels], cells.obs["cluster"])
-            ),
+            "normalised_mutual_information": six_digits(normalized_mutual_info_score(cells.obs[labels], cells.obs["cluster"])),
         }
         for labels in (LABELS, OTHER_LABELS)
         if labels in cells.obs

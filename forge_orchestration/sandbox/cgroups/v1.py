@@ -11,9 +11,19 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
 from forge_orchestration.sandbox.cgroups.base import (
-    CPU_PERIOD_US, Cgroup, Counters, expect, keyed, kill_pids, page_rounded, read, write,
+    CPU_PERIOD_US,
+    Cgroup,
+    Counters,
+    expect,
+    keyed,
+    kill_pids,
+    page_rounded,
+    read,
+    write,
 )  # fmt: skip
 
+# a group that was refused memory by its own limit has been within one huge page or so of it; some kernels no longer count failcnt
+_NEAR = 0.97
 CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 
 
@@ -87,13 +97,14 @@ class CgroupV1(Cgroup):
         memory, accounting, pids = self._folder["memory"], self._folder["cpuacct"], self._folder["pids"]
         user, system = _cpu_seconds(accounting)
         peak, peak_pids = memory / "memory.max_usage_in_bytes", pids / "pids.peak"
+        highest, limit = int(read(peak)), int(read(memory / "memory.limit_in_bytes"))
         return Counters(
             oom_kills=keyed(read(memory / "memory.oom_control")).get("oom_kill", 0),
-            memory_limit_hit=int(read(memory / "memory.failcnt")) > 0,
+            memory_limit_hit=int(read(memory / "memory.failcnt")) > 0 or highest >= _NEAR * limit,
             pids_refused=keyed(read(pids / "pids.events")).get("max", 0),
             cpu_user_s=user,
             cpu_system_s=system,
-            peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),
+            peak_memory_bytes=Measured(value=highest, source=str(peak)),
             peak_pids=Measured(value=int(read(peak_pids)), source=str(peak_pids)) if peak_pids.exists() else None,
         )
 

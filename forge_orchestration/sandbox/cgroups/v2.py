@@ -10,7 +10,15 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
 from forge_orchestration.sandbox.cgroups.base import (
-    CPU_PERIOD_US, Cgroup, Counters, expect, keyed, kill_pids, page_rounded, read, write,
+    CPU_PERIOD_US,
+    Cgroup,
+    Counters,
+    expect,
+    keyed,
+    kill_pids,
+    page_rounded,
+    read,
+    write,
 )  # fmt: skip
 
 CONTROLLERS = ("memory", "cpu", "pids")

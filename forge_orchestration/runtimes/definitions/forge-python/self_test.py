@@ -34,9 +34,7 @@ def check() -> str:
     expect(decimal.Decimal(2).sqrt() == decimal.Decimal("1.414213562373095048801688724"), "decimal arithmetic is wrong")
     expect(statistics.linear_regression([0, 1, 2], [1, 3, 5]) == (2.0, 1.0), "floating-point arithmetic is wrong")
     with sqlite3.connect(":memory:") as database:
-        expect(
-            database.execute("select sum(value) from json_each('[1, 2, 39]')").fetchone() == (42,), "sqlite is wrong"
-        )
+        expect(database.execute("select sum(value) from json_each('[1, 2, 39]')").fetchone() == (42,), "sqlite is wrong")
     expect(ctypes.sizeof(ctypes.c_void_p) == 8, "this Python is not a 64-bit one")
     expect(ssl.OPENSSL_VERSION_INFO >= (1, 1, 1), f"{ssl.OPENSSL_VERSION} is too old")
     return f"Python {sys.version.split()[0]} and its standard library work."

@@ -43,9 +43,7 @@ def check(scratch: Path) -> str:
     truth = np.repeat(["a", "b", "c"], 30)
     centres = np.random.default_rng(1).normal(scale=20, size=(3, 25))[np.repeat([0, 1, 2], 30)]
     values = centres + np.random.default_rng(2).normal(size=(90, 25))
-    cells = anndata.AnnData(
-        values.astype(np.float32), obs=pd.DataFrame({"truth": truth}, index=[f"c{i}" for i in range(90)])
-    )
+    cells = anndata.AnnData(values.astype(np.float32), obs=pd.DataFrame({"truth": truth}, index=[f"c{i}" for i in range(90)]))
     sc.pp.scale(cells)
     sc.pp.pca(cells, n_comps=5, random_state=0)
     sc.pp.neighbors(cells, n_neighbors=10, random_state=0)

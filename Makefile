@@ -1,0 +1,73 @@
+# Two targets do everything on a machine that has git, make and Python: `make demo` and `make test`.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# no .pyc of ours is missing at a start: see the byte-compiling below
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help demo install install-dev system test test-all test-vm lint bench ui lock clean
+
+help:
+	@echo 'make demo      install, build the runtimes, run the main analysis through Dagster, show its results'
+	@echo 'make test      install, check and test everything that fits 40 minutes'
+	@echo 'make test-all  the same and everything else, the virtual machine included'
+	@echo 'make bench     Forge against the alternatives, in the same run'
+	@echo 'make ui        the Dagster UI on http://127.0.0.1:3000'
+
+demo: install
+	@scripts/demo
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+system:
+	@scripts/system-packages
+
+# uv installs from the hashed lock, at the version that the lock itself names; everything is byte-compiled, our own package too:
+# otherwise each start of each process compiles a thousand modules again
+$(VENV)/.installed: requirements.lock pyproject.toml scripts/install scripts/system-packages
+	@scripts/system-packages
+	@scripts/install $(PYTHON) $(VENV) requirements.lock
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock pyproject.toml scripts/install scripts/system-packages
+	@scripts/system-packages
+	@scripts/install $(PYTHON) $(VENV) requirements-dev.lock
+	@touch $(VENV)/.installed $@
+
+lint: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install-dev lint
+	@scripts/prepare-cgroup
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install-dev lint
+	@scripts/prepare-cgroup
+	$(BIN)/python -m pytest
+	$(MAKE) test-vm
+
+test-vm: install-dev
+	$(BIN)/python -m pytest forge_orchestration_tests/vm --timeout 3600
+
+bench: install-dev
+	@scripts/prepare-cgroup
+	$(BIN)/python -m forge_orchestration_tests.bench
+
+ui: install
+	@scripts/prepare-cgroup
+	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev --host 127.0.0.1 --port 3000 -w workspace.yaml
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-emit-index-url \
+	  --custom-compile-command 'make lock' pyproject.toml --group install -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-emit-index-url \
+	  --custom-compile-command 'make lock' -c requirements.lock pyproject.toml --group install --group dev -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Checks of the host and the runtimes: what would keep an execution from running, before it is asked to."""

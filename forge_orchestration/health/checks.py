@@ -1,0 +1,92 @@
+"""All checks, for `forge doctor` and the sensor. None of them changes anything but for the workspace of its own test sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+from forge_orchestration.errors import ForgeError
+from forge_orchestration.model.health import CheckResult
+from forge_orchestration.runtimes import catalog, seal
+from forge_orchestration.sandbox import probe
+from forge_orchestration.settings import Settings, make_home
+from forge_orchestration.units import format_bytes
+
+_LEAST_FREE_BYTES = 2 * 2**30
+_LEAST_FREE_SHARE = 0.02
+
+
+def run_checks(settings: Settings, targets: list[str] | None = None) -> list[CheckResult]:
+    """The checks of `targets` (`host`, and names of runtimes; default: all), the host's first."""
+    results: list[CheckResult] = []
+    if targets is None or "host" in targets:
+        results += host_checks(settings)
+    for name in catalog.runtime_names(settings):
+        if targets is None or name in targets:
+            results.append(runtime_check(name, settings))
+    return results
+
+
+def host_checks(settings: Settings) -> list[CheckResult]:
+    """What this host can do, each line tried for real, and room on its disk."""
+    results = [_attempt(name, check) for name, check in probe.attempts(settings)]
+    results.append(_disk(settings))
+    results.append(_memory())
+    return results
+
+
+def runtime_check(name: str, settings: Settings) -> CheckResult:
+    """Whether the runtime called `name` is built, and is what was built (the quick comparison)."""
+
+    def result(passed: bool, finding: str, remedy: str = "", *, warning: bool = False) -> CheckResult:
+        return CheckResult(
+            name="seal", target=name, passed=passed, severity="warning" if warning else "error", finding=finding, remedy=remedy
+        )
+
+    try:
+        folder = catalog.build_folder(catalog.load_definition(name, settings), settings)
+        build = catalog.load_build(folder)
+        if build is None:
+            return result(False, "not built", f"forge runtimes build {name}", warning=True)
+        findings = seal.quick_verdict(folder, 0).findings
+    except ForgeError as error:
+        return result(False, error.message, error.hint)
+    if findings:
+        more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+        return result(False, f"{findings[0]}{more}", f"forge runtimes build --force {name}")
+    return result(True, f"{build.files} files as sealed (content {build.content_digest[:12]})")
+
+
+def _attempt(name: str, check: Callable[[], str]) -> CheckResult:
+    try:
+        return CheckResult(name=name, target="host", passed=True, finding=check())
+    except ForgeError as error:
+        return CheckResult(name=name, target="host", passed=False, finding=error.message, remedy=error.hint)
+    except OSError as error:
+        return CheckResult(name=name, target="host", passed=False, finding=str(error), remedy="See docs/operating.md")
+
+
+def _disk(settings: Settings) -> CheckResult:
+    make_home(settings)
+    space = shutil.disk_usage(settings.home)
+    inodes = os.statvfs(settings.home)
+    share = inodes.f_favail / inodes.f_files if inodes.f_files else 1.0
+    passed = space.free >= _LEAST_FREE_BYTES and share >= _LEAST_FREE_SHARE
+    return CheckResult(
+        name="disk", target="host", passed=passed, severity="warning",
+        finding=f"{format_bytes(space.free)} and {share:.0%} of the inodes free at {settings.home}",
+        remedy="" if passed else "Remove executions that are no longer needed, or set FORGE_HOME to a larger disk.",
+    )  # fmt: skip
+
+
+def _memory() -> CheckResult:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    passed = memory.available >= 2**30
+    return CheckResult(
+        name="memory", target="host", passed=passed, severity="warning",
+        finding=f"{format_bytes(memory.available)} of {format_bytes(memory.total)} available",
+        remedy="" if passed else "Wait for other work to end, or run it elsewhere.",
+    )  # fmt: skip

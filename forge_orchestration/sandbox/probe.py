@@ -1,0 +1,117 @@
+"""What this host can do, found out by doing it: each attempt returns what it found, or raises with the remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from forge_orchestration.errors import HostError
+from forge_orchestration.sandbox import seccomp
+from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
+from forge_orchestration.sandbox.cgroups.find import find_site, scope_prefix
+from forge_orchestration.settings import Settings
+
+_NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup")
+_VIEW = (
+    "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64",
+    "--proc", "/proc", "--dev", "/dev",
+)  # fmt: skip
+
+
+def attempts(settings: Settings) -> list[tuple[str, Callable[[], str]]]:
+    """Name and attempt of everything that an execution on this host needs."""
+    return [
+        ("bubblewrap", _bubblewrap),
+        ("namespaces", _namespaces),
+        ("system_calls", _system_calls),
+        ("identity", lambda: _identity(settings)),
+        ("cgroups", lambda: _cgroups(settings)),
+        ("scratch", _scratch),
+    ]
+
+
+def _bubblewrap() -> str:
+    path = find_bubblewrap()
+    return f"{_output([path, '--version'])} at {path}"
+
+
+def _namespaces() -> str:
+    user = () if os.geteuid() == 0 else ("--unshare-user", "--disable-userns")
+    command = [
+        find_bubblewrap(),
+        *_NAMESPACES,
+        *user,
+        "--die-with-parent",
+        "--new-session",
+        *_VIEW,
+        "readlink",
+        "/proc/self/ns/net",
+    ]
+    inside = _output(
+        command,
+        "Allow user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0",
+    )
+    if inside == os.readlink("/proc/self/ns/net"):
+        raise HostError("bubblewrap made no network namespace.", "Update bubblewrap.")
+    return "mount, pid, ipc, uts, net, cgroup" + (", user" if user else "")
+
+
+def _system_calls() -> str:
+    program = seccomp.filter_program()
+    fd = seccomp.filter_descriptor()
+    try:
+        user = () if os.geteuid() == 0 else ("--unshare-user",)
+        command = [find_bubblewrap(), *user, "--unshare-pid", "--die-with-parent", *_VIEW, "--seccomp", str(fd), "sh", "-c"]
+        done = subprocess.run(
+            [*command, "unshare --user true 2>/dev/null && echo allowed || echo refused"],
+            capture_output=True, text=True, pass_fds=(fd,), timeout=30, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+    if done.stdout.strip() != "refused":
+        raise HostError(f"The system call filter does not hold: {done.stdout.strip() or done.stderr.strip()}", "Check libseccomp2.")
+    return f"filter of {len(program)} bytes, tried with unshare(2)"
+
+
+def _identity(settings: Settings) -> str:
+    if os.geteuid() != 0:
+        return f"user namespace of uid {os.geteuid()}: executions share this user's identity on the host"
+    first = settings.identity.first_uid
+    return f"a uid an execution, from {first} to {first + settings.identity.count - 1}"
+
+
+def _cgroups(settings: Settings) -> str:
+    prefix = scope_prefix(settings.cgroup.parent)
+    if not prefix:
+        site = find_site(settings.cgroup.parent)
+        return f"cgroup v{site.version}, group {site.parent}"
+    # in a scope of its own, as a spawner would be
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from forge_orchestration.sandbox.cgroups.find import find_site; "
+    code += "site = find_site(); site.enter(); print(site.version, site.parent)"
+    said = _output(
+        [*prefix, sys.executable, "-I", "-c", code], "For an ordinary user: loginctl enable-linger $USER, and log in again."
+    )
+    version, _, parent = said.partition(" ")
+    return f"cgroup v{version} in a systemd scope ({parent})"
+
+
+def _scratch() -> str:
+    if os.geteuid() != 0:
+        return "a folder: one file is limited by the kernel, the sum is measured (as root it would be a file system of its own)"
+    if not os.path.exists("/dev/loop-control"):
+        raise HostError("There are no loop devices.", "Load them: sudo modprobe loop")
+    return "a file system of its own on a loop device"
+
+
+def _output(command: list[str], remedy: str = "") -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"{command[0]} cannot be run: {error}.", remedy) from error
+    if done.returncode != 0:
+        raise HostError(f"{os.path.basename(command[0])} failed: {' '.join(done.stderr.split())[-300:]}", remedy)
+    return done.stdout.strip()
