@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from collections.abc import Sequence
@@ -58,15 +59,27 @@ def test_a_tick_with_the_real_checks_sees_a_runtime_break_and_heal(deployment: D
         assert instance.get_latest_materialization_event(RUNTIME) is not None
 
         built = deployment.home / "runtimes/forge-python"
-        away = deployment.home / "away"
-        shutil.move(built, away)
-        broken = tick(defs, instance, first.cursor)
-        assert not evaluations(broken)[RUNTIME].passed
-        assert evaluations(broken)[RUNTIME].severity is dg.AssetCheckSeverity.ERROR
-        assert "forge runtimes build forge-python" in (evaluations(broken)[RUNTIME].description or "")
+        interpreter_settings = next(built.glob("*/prefix/pyvenv.cfg"))
+        original = interpreter_settings.read_bytes()
+        interpreter_settings.chmod(0o644)
+        interpreter_settings.write_bytes(original + b"include-system-site-packages = true\n")
+        tampered = tick(defs, instance, first.cursor)
+        assert not evaluations(tampered)[RUNTIME].passed
+        assert evaluations(tampered)[RUNTIME].severity is dg.AssetCheckSeverity.ERROR
+        assert "forge runtimes build --force forge-python" in (evaluations(tampered)[RUNTIME].description or "")
 
-        shutil.move(away, built)
-        assert evaluations(tick(defs, instance, broken.cursor))[RUNTIME].passed
+        shutil.rmtree(built)
+        missing = tick(defs, instance, tampered.cursor)
+        assert evaluations(missing)[RUNTIME].severity is dg.AssetCheckSeverity.WARN
+        assert "forge runtimes build forge-python" in (evaluations(missing)[RUNTIME].description or "")
+
+        deployment.build_runtime()
+        healed = tick(defs, instance, missing.cursor)
+        assert evaluations(healed)[RUNTIME].passed
+        versions = [
+            event.tags["dagster/data_version"] for event in healed.asset_events if isinstance(event, dg.AssetMaterialization)
+        ]
+        assert versions == [json.loads(first.cursor or "")["forge-python"]["version"]], "the same lock, the same content"
 
 
 def test_what_has_not_changed_is_reported_once_an_hour(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
