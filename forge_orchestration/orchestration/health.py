@@ -113,8 +113,13 @@ def _verdict(results: Sequence[CheckResult]) -> dict[str, Any]:
         "severity": dg.AssetCheckSeverity.ERROR
         if any(result.severity == "error" for result in failed)
         else dg.AssetCheckSeverity.WARN,
-        "description": " ".join(f"{result.finding} {result.remedy}".strip() for result in failed) or "All checks passed.",
+        "description": " ".join(map(_sentence, failed)) or "All checks passed.",
         "metadata": {
             "checks": dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
         },
     }
+
+
+def _sentence(result: CheckResult) -> str:
+    remedy = f" Remedy: {result.remedy}" if result.remedy else ""
+    return f"{result.name}: {result.finding.rstrip('.')}.{remedy}"

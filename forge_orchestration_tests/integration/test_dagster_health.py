@@ -107,7 +107,7 @@ def test_a_warning_is_no_error_and_nothing_checked_is_not_healthy(deployment: De
     with dg.DagsterInstance.ephemeral() as instance:
         seen = evaluations(tick(defs, instance))
     assert seen[HOST].severity is dg.AssetCheckSeverity.WARN
-    assert seen[HOST].description == "Little space. forge gc"
+    assert seen[HOST].description == "space: Little space. Remedy: forge gc"
     assert not seen[RUNTIME].passed
 
 
