@@ -132,8 +132,9 @@ def verify(plan: LaunchPlan, identity: Identity, pid: int, membership: set[str])
     if missing := membership - _groups(Path(proc, "cgroup").read_text()):
         raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
     if identity.mode == "user_namespace":
-        inside, outside, count = Path(proc, "uid_map").read_text().split()
-        if (int(inside), int(outside), int(count)) != (identity.uid, identity.uid, 1):
+        # here it is still the namespace in which bubblewrap mounts; the one that it makes next lies inside it and can map no more
+        _, outside, count = Path(proc, "uid_map").read_text().split()
+        if (int(outside), int(count)) != (identity.uid, 1):
             raise SandboxError("The sandbox's user namespace maps other users than its own.")
 
 
