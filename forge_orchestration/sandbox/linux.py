@@ -34,9 +34,13 @@ def unshare_mounts() -> None:
 
 
 def mount_ext4(device: str, target: Path) -> None:
-    """Mount `device` at `target`, without set-uid programs and devices. Access times are of no use to anyone here."""
+    """Mount a scratch file system on `device` at `target`, without set-uid programs and devices.
+
+    Nothing on it outlives a crash, so nothing waits for the disk (`barrier=0`), and its tables are not filled ahead of use.
+    """
     flags = MS_NOSUID | MS_NODEV | MS_NOATIME
-    _check(_libc.mount(device.encode(), os.fsencode(target), b"ext4", flags, None), "mount", str(target))
+    options = b"barrier=0,noinit_itable"
+    _check(_libc.mount(device.encode(), os.fsencode(target), b"ext4", flags, options), "mount", str(target))
 
 
 def unmount(target: Path) -> None:

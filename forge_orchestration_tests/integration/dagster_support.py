@@ -143,6 +143,17 @@ def processes_with(word: str) -> list[int]:
     return found
 
 
+def processes_in_cgroup(name: str) -> list[int]:
+    """Processes in a cgroup that has `name` in its path, as the host sees it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if f"/{name}" in (entry / "cgroup").read_text():
+                    found.append(int(entry.name))
+    return found
+
+
 def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = RUN_S, every_s: float = 0.1) -> T:
     """Look until there is something to see.
 

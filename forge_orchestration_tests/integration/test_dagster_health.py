@@ -44,7 +44,7 @@ def test_the_sensor_runs_by_default_and_declares_what_it_reports(deployment: Dep
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     assert sensor.minimum_interval_seconds == 300
     assert {spec.key for spec in defs.resolve_all_asset_specs()} == {HOST, RUNTIME}
-    declared = {key.asset_key for checks in defs.asset_checks or () for key in checks.check_keys}  # type: ignore[union-attr]
+    declared = {key.asset_key for checks in defs.asset_checks or () for key in checks.check_keys}
     assert declared == {HOST, RUNTIME}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dagster_support import Deployment, Webserver, processes_with, wait_for
+from dagster_support import Deployment, Webserver, processes_in_cgroup, processes_with, wait_for
 
 PICTURE = """
     import json, os, struct, sys, zlib
@@ -108,6 +112,35 @@ def test_the_launchpad_shows_the_whole_config(webserver: Webserver) -> None:
     text = webserver.default_config("plot")
     for line in ("run_plot:", "runtime: forge-python", "executor: local", "memory: 2GiB", "wall_time: 30min", "seed: 0"):
         assert line in text
+
+
+def test_what_an_analysis_sees_is_its_own_and_its_cgroup_is_seen_from_outside(deployment: Deployment, webserver: Webserver) -> None:
+    run_id = webserver.start("confinement", {"params": {"hold_s": 300}})
+
+    def report() -> dict[str, Any] | None:
+        with suppress(ValueError):
+            seen: dict[str, Any] = json.loads(webserver.captured(run_id)["stdout"])
+            return seen
+        return None
+
+    seen = wait_for("the report on standard output", report)
+    record = deployment.record_of_run(run_id)
+    assert record["status"] == "running"
+    outside = processes_in_cgroup(record["execution_id"])
+    assert outside, "no process is in a cgroup of the execution"
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in outside}
+    assert "python" in names
+    assert not any(record["execution_id"] in line for line in seen["cgroup"]), "its own cgroup is the root of what it sees"
+    assert seen["network"]["interfaces"] == ["lo"]
+    assert {process["name"] for process in seen["processes"]} == {"bwrap", "python"}
+    assert not any(name.startswith("DAGSTER") or name in ("FORGE_HOME", "PYTHONPATH") for name in seen["environment"])
+    assert str(deployment.home) not in json.dumps(seen["environment"])
+    assert {"/forge/analysis", "/forge/outputs", "/forge/runtime"} <= {mount["path"] for mount in seen["mounts"]}
+    assert seen["identity"]["uid"][0] == record["isolation"]["uid"] or os.getuid() != 0
+
+    webserver.terminate(run_id)
+    assert webserver.wait(run_id) == "CANCELED"
+    assert processes_in_cgroup(record["execution_id"]) == []
 
 
 def test_a_wrong_runtime_is_refused_before_a_run_is_made(webserver: Webserver) -> None:

@@ -1,0 +1,1 @@
+"""Tests of Forge. Run them with `make test`."""
