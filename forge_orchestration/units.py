@@ -67,4 +67,4 @@ def format_seconds(seconds: float) -> str:
     for unit, scale in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= scale and seconds % scale == 0:
             return f"{seconds / scale:.0f}{unit}"
-    return f"{seconds:.4g}s"
+    return f"{seconds:.10g}s"

@@ -1,10 +1,10 @@
 """`make bench`: what a sandboxed execution costs, beside the alternatives, measured in turn in the same run.
 
-    forge (warm)       the local executor, called in a process that has called it before: supervisor, record, logs, cleanup included
-    hand-written       the shell line that an administrator would write for the same isolation and limits: cgroups for memory, cpu,
-                       processes and freezer, the same namespaces, view, uid and filter; no supervisor, record, logs or scratch
-    hand-written, bare the least that can be called a sandbox with limits: no own uid, no filter, a tmpfs for everything
-    runexec            BenchExec's, a process a call, as `forge exec` is
+forge (warm)       the local executor, called in a process that has called it before: supervisor, record, logs, cleanup included
+hand-written       the shell line that an administrator would write for the same isolation and limits: cgroups for memory, cpu,
+                   processes and freezer, the same namespaces, view, uid and filter; no supervisor, record, logs or scratch
+hand-written, bare the least that can be called a sandbox with limits: no own uid, no filter, a tmpfs for everything
+runexec            BenchExec's, a process a call, as `forge exec` is
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Table:
         """Print one row; returns its median in ms."""
         ordered = sorted(times_s)
         median = statistics.median(ordered) * 1000
-        print(f"  {name:<44} {median:8.1f} ms   (p10 {ordered[len(ordered) // 10] * 1000:.1f}, p90 {ordered[-len(ordered) // 10] * 1000:.1f})")
+        print(
+            f"  {name:<44} {median:8.1f} ms   (p10 {ordered[len(ordered) // 10] * 1000:.1f}, p90 {ordered[-len(ordered) // 10] * 1000:.1f})"
+        )
         return median
 
     def bar(self, what: str, value: float, most: float) -> None:
@@ -106,7 +108,11 @@ def bench_warm(table: Table, rounds: int) -> None:
                 group.rmdir()
     if root:
         ours = medians["forge, local executor, warm"]
-        table.bar("forge, warm / hand-written line, same isolation", ours / medians["hand-written bwrap + cgroup line, same isolation"], 2.0)
+        table.bar(
+            "forge, warm / hand-written line, same isolation",
+            ours / medians["hand-written bwrap + cgroup line, same isolation"],
+            2.0,
+        )
         table.bar("forge, warm / hand-written line, bare", ours / medians["hand-written bwrap + cgroup line, bare"], 2.0)
     else:
         print("  the hand-written line needs root and cgroup v1: no ratio here")
@@ -119,12 +125,24 @@ def bench_process(table: Table, rounds: int) -> None:
     runexec = Path(sys.executable).with_name("runexec")
     contenders: dict[str, Callable[[], None]] = {"forge exec -- true": lambda: _forge("exec", "--", "true")}
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(runexec), "--no-container", "--memlimit", "2GB", "--walltimelimit", "1800", "--output", f"{folder}/log", "true"]
+        command = [
+            str(runexec),
+            "--no-container",
+            "--memlimit",
+            "2GB",
+            "--walltimelimit",
+            "1800",
+            "--output",
+            f"{folder}/log",
+            "true",
+        ]
         contained = [str(runexec), "--memlimit", "2GB", "--walltimelimit", "1800", "--read-only-dir", "/", "--overlay-dir", "/home"]
         contained += ["--output", f"{folder}/log", "true"]
         chosen = contained if _works(contained) else command if _works(command) else None
         if chosen:
-            contenders["runexec true" + (" (no container: it cannot make one here)" if chosen is command else "")] = lambda: _run(chosen)
+            contenders["runexec true" + (" (no container: it cannot make one here)" if chosen is command else "")] = lambda: _run(
+                chosen
+            )
         print(f"\nwhole processes, medians of {rounds}, in turn")
         medians = [table.row(name, times) for name, times in _in_turn(contenders, rounds).items()]
     if chosen:
@@ -180,7 +198,9 @@ def _same_isolation() -> str:
     binds, links = view.system_view()
     words = "bwrap --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup --hostname forge --die-with-parent --new-session"
     words += " --clearenv --cap-drop ALL --cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_SETPCAP"
-    words += "".join(f" --ro-bind {path} {path}" for path in binds) + "".join(f" --symlink {to} {path}" for path, to in links.items())
+    words += "".join(f" --ro-bind {path} {path}" for path in binds) + "".join(
+        f" --symlink {to} {path}" for path, to in links.items()
+    )
     words += " --proc /proc --dev /dev --perms 1777 --tmpfs /dev/shm --perms 1777 --tmpfs /tmp --remount-ro / --seccomp 9"
     words += " setpriv --reuid=65533 --regid=65533 --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs"
     return words + " env -i PATH=/usr/bin:/bin HOME=/tmp true 9<$2"

@@ -164,6 +164,20 @@ def checked_param(name: str, param: Param, value: object, where: str) -> ParamVa
     return converted  # type: ignore[return-value]
 
 
+def effective_limits(definition: AnalysisDefinition, settings: Settings, runtime: str) -> Limits:
+    """The limits of a launch that says nothing: the deployment's, then the runtime's, then the analysis' own.
+
+    They may be more than the deployment allows: a launch can ask for less.
+
+    Raises:
+        RuntimeCatalogError: The runtime is unknown.
+    """
+    from forge_orchestration.runtimes.catalog import load_definition as load_runtime
+
+    limits = updated_limits(settings.defaults, load_runtime(runtime, settings).limits, f"runtime '{runtime}'")
+    return updated_limits(limits, definition.limits, f"{definition.folder}/analysis.yaml")
+
+
 def spec_from_definition(
     definition: AnalysisDefinition,
     settings: Settings,
@@ -187,17 +201,12 @@ def spec_from_definition(
         SpecError: An unknown parameter or input, a value of the wrong type or out of bounds.
         RuntimeCatalogError: The runtime is unknown.
     """
-    from forge_orchestration.runtimes.catalog import load_definition as load_runtime
-
-    where = f"{definition.folder}/analysis.yaml"
     chosen = {
         "runtime": asked_by if runtime is not None else "analysis",
         "executor": asked_by if executor is not None else "analysis",
     }
     runtime = runtime or definition.runtime
-    own = load_runtime(runtime, settings).limits
-    effective = updated_limits(settings.defaults, own, f"runtime '{runtime}'")
-    effective = updated_limits(effective, definition.limits, where)
+    effective = effective_limits(definition, settings, runtime)
     effective = updated_limits(effective, limits or {}, f"the {asked_by}")
     check_limits(effective, settings.maximum)
     values: dict[str, ParamValue] = {name: param.default for name, param in definition.params.items() if param.default is not None}

@@ -74,7 +74,10 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        print(f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})", flush=True)
+        print(
+            f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
+            flush=True,
+        )
     return 0
 
 

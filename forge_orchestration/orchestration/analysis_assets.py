@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 
 import dagster as dg
 
+from forge_orchestration.analyses import effective_limits
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.messages import printable
-from forge_orchestration.model.limits import Limits, check_limits, limits_as_written, updated_limits
+from forge_orchestration.model.limits import check_limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.op_config import config_schema, describe_param
 from forge_orchestration.orchestration.step import failure_of, run_step
-from forge_orchestration.runtimes.catalog import load_definition as load_runtime
 from forge_orchestration.settings import Settings
 
 
@@ -26,7 +26,8 @@ def analysis_asset(
     Raises:
         ForgeError: The definition cannot become a runnable asset; the sentence says why.
     """
-    limits = _default_limits(definition, settings)
+    limits = effective_limits(definition, settings, definition.runtime)
+    check_limits(limits, settings.maximum)
     schema = config_schema(definition, limits, settings.maximum, runtimes, executors)
 
     def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
@@ -51,14 +52,6 @@ def broken_asset(name: str, error: ForgeError) -> dg.AssetsDefinition:
 
     description = f"**This analysis cannot be used.** {printable(str(error))}"
     return _asset(name, run, group="broken", description=description, kinds={"forge", "broken"}, tags={}, schema={})
-
-
-def _default_limits(definition: AnalysisDefinition, settings: Settings) -> Limits:
-    """The limits of a launch that says nothing, in the order of `spec_from_definition`, which needs all parameters."""
-    limits = updated_limits(settings.defaults, load_runtime(definition.runtime, settings).limits, definition.runtime)
-    limits = updated_limits(limits, definition.limits, f"{definition.folder}/analysis.yaml")
-    check_limits(limits, settings.maximum)
-    return limits
 
 
 def _asset(

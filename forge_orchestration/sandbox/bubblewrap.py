@@ -69,8 +69,7 @@ def arguments(
     if identity.mode == "own_uid":
         # the host's setpriv, from the read-only /usr: nothing of the analysis is loaded before root is gone
         argv += ["/usr/bin/setpriv", f"--reuid={identity.uid}", f"--regid={identity.gid}", "--clear-groups"]
-        # what bubblewrap has left in the bounding set are the three above
-        argv += ["--bounding-set=-setuid,-setgid,-setpcap", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
+        argv += ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
     # its variables are set only now: LD_PRELOAD and its like would otherwise be loaded into setpriv
     # and its folder is entered only now: root without its capabilities may not
     argv += ["/usr/bin/env", "-i", "-C", view.SCRATCH, *(f"{name}={value}" for name, value in plan.environment.items())]

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._config import process_config
-from dagster_support import Deployment
+from forge_orchestration_tests.integration.dagster_support import Deployment
 
 from forge_orchestration.model.spec import AnalysisDefinition, Param
 from forge_orchestration.orchestration.op_config import describe_param, spec_arguments

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 import pytest
-from dagster_support import Deployment
+from forge_orchestration_tests.integration.dagster_support import Deployment
 
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.orchestration import health

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
-from dagster_support import REPOSITORY
+from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 
 @pytest.mark.parametrize(("variable", "below"), [("FORGE_HOME", ""), ("XDG_DATA_HOME", "forge"), ("HOME", ".local/share/forge")])

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster_support import Deployment, Webserver, processes_in_cgroup, processes_with, wait_for
+from forge_orchestration_tests.integration.dagster_support import (
+    Deployment,
+    Webserver,
+    processes_in_cgroup,
+    processes_with,
+    wait_for,
+)
 
 PICTURE = """
     import json, os, struct, sys, zlib

@@ -1,0 +1,178 @@
+"""One execution from its spec to its record, through the public Python call."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import forge_orchestration
+from forge_orchestration import EndReason, ExecutionRecord, SpecError
+from forge_orchestration.model.messages import Message
+
+
+class Recorder:
+    """Keeps what an execution says."""
+
+    def __init__(self) -> None:
+        self.logs = {"stdout": b"", "stderr": b""}
+        self.messages: list[Message] = []
+        self.started: ExecutionRecord | None = None
+
+    def on_started(self, record: ExecutionRecord) -> None:
+        self.started = record
+
+    def on_log(self, stream: str, data: bytes) -> None:
+        self.logs[stream] += data
+
+    def on_message(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def test_a_record_holds_what_happened(forge_home: Path, tmp_path: Path) -> None:
+    data = forge_home.parent / "numbers.txt"
+    data.write_text("1\n2\n3\n")
+    data.chmod(0o644)
+    code = "import os, json; n = sum(map(int, open(os.environ['FORGE_INPUTS'] + '/numbers'))); print(n); "
+    code += "json.dump({'sum': n, 'seed': os.environ['FORGE_SEED']}, open(os.environ['FORGE_OUTPUTS'] + '/sum.json', 'w'))"
+    record = forge_orchestration.run(
+        ["python", "-c", code], inputs={"numbers": str(data)}, outputs={"result": "*.json"}, seed=7, limits={"memory": "128MiB"}
+    )
+    assert record.end_reason is EndReason.COMPLETED and record.exit_code == 0
+    assert json.loads(Path(record.folder, "outputs", "sum.json").read_text()) == {"sum": 6, "seed": "7"}
+    assert [(one.name, one.path) for one in record.outputs] == [("result", "sum.json")]
+    assert record.inputs[0].bytes == 6 and len(record.inputs[0].sha256) == 64
+    assert set(record.isolation.protections.values()) == {"on"} or record.isolation.mode == "user_namespace"
+    assert record.cleanup.cgroup_removed and record.cleanup.finished_at
+    assert record.runtime.name == "forge-python" and len(record.runtime.content_digest) == 64
+    assert Path(record.logs["stdout"].path).read_text() == "6\n"
+    schema = json.loads(Path(__file__).parents[2].joinpath("docs/record.schema.json").read_text())
+    jsonschema.validate(json.loads(Path(record.folder, "record.json").read_text()), schema)
+
+
+def test_logs_and_messages_are_seen_while_it_runs(forge_home: Path) -> None:
+    """The execution waits for the listener's cancel: what it said must have come through before its end."""
+    cancel, seen = threading.Event(), Recorder()
+
+    class Canceler(Recorder):
+        def on_message(self, message: Message) -> None:
+            seen.messages.append(message)
+            cancel.set()
+
+        def on_log(self, stream: str, data: bytes) -> None:
+            seen.logs[stream] += data
+
+    script = """echo hello; echo '{"type": "progress", "fraction": 0.5, "message": "half"}' > $FORGE_MESSAGES; sleep 60"""
+    record = forge_orchestration.run(["sh", "-c", script], listener=Canceler(), cancel=cancel, limits={"grace": "1s"})
+    assert record.end_reason is EndReason.CANCELED
+    assert seen.logs["stdout"] == b"hello\n"
+    assert [(one.type, one.fraction, one.message) for one in seen.messages] == [("progress", 0.5, "half")]
+
+
+@pytest.mark.parametrize("line", ["no json", '{"type": "evil"}', '{"type": "progress", "fraction": 7}', "[]"])
+def test_a_broken_message_ends_it(forge_home: Path, line: str) -> None:
+    record = forge_orchestration.run(["sh", "-c", f"echo '{line}' > $FORGE_MESSAGES; sleep 60"])
+    assert record.end_reason is EndReason.OUTPUT_REJECTED
+    assert "message" in record.message.lower()
+
+
+def test_opened_and_never_closed_is_a_failure(forge_home: Path) -> None:
+    record = forge_orchestration.run(["sh", "-c", """echo '{"type": "opened"}' > $FORGE_MESSAGES"""])
+    assert record.end_reason is EndReason.OUTPUT_REJECTED and "closed" in record.message
+
+
+def test_dagster_pipes_lines_are_understood(forge_home: Path) -> None:
+    lines = [
+        {"__dagster_pipes_version": "0.1", "method": "opened", "params": {}},
+        {"__dagster_pipes_version": "0.1", "method": "log", "params": {"message": "hello", "level": "INFO"}},
+        {"__dagster_pipes_version": "0.1", "method": "closed", "params": {}},
+    ]
+    script = " ".join(f"echo '{json.dumps(line)}' > $FORGE_MESSAGES;" for line in lines)
+    recorder = Recorder()
+    assert forge_orchestration.run(["sh", "-c", script], listener=recorder).succeeded
+    assert [(one.type, one.message) for one in recorder.messages] == [("opened", ""), ("log", "hello"), ("closed", "")]
+
+
+def test_messages_can_only_be_added_to(forge_home: Path) -> None:
+    code = "import os\nfor flags in (os.O_RDONLY, os.O_RDWR):\n  try: os.open('/forge/messages', flags | os.O_NONBLOCK); print('opened')\n"
+    code += "  except PermissionError: print('refused')"
+    recorder = Recorder()
+    forge_orchestration.run(["python", "-c", code], listener=recorder)
+    import os
+
+    expected = b"refused\nrefused\n" if os.geteuid() == 0 else b"opened\nopened\n"
+    assert recorder.logs["stdout"] == expected
+
+
+def test_concurrent_threads_share_one_spawner(forge_home: Path) -> None:
+    records: list[ExecutionRecord] = []
+    threads = [threading.Thread(target=lambda: records.append(forge_orchestration.run(["true"]))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert [record.status for record in records] == ["succeeded"] * 8
+    assert len({record.execution_id for record in records}) == 8
+
+
+def test_an_interrupt_ends_the_sandbox(forge_home: Path) -> None:
+    class Interrupter(Recorder):
+        def on_log(self, stream: str, data: bytes) -> None:
+            super().on_log(stream, data)
+            raise KeyboardInterrupt
+
+    recorder = Interrupter()
+    with pytest.raises(KeyboardInterrupt):
+        forge_orchestration.run(["sh", "-c", "echo on; sleep 60"], listener=recorder, limits={"grace": "1s"})
+    record = ExecutionRecord
+    from forge_orchestration.executions.folder import ExecutionFolder
+
+    record = ExecutionFolder(forge_home / "executions", recorder.started.execution_id).read_record()
+    assert record.end_reason is EndReason.CANCELED
+
+
+def test_an_input_swapped_after_its_check_is_noticed(forge_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path is changed between the check and the mount, as a racing neighbour would."""
+    from forge_orchestration.executors.local import LocalExecutor
+
+    data = forge_home.parent / "swapped.txt"
+    data.write_text("checked")
+    data.chmod(0o644)
+    submit = LocalExecutor.submit
+
+    def swap_first(self, spec, execution):
+        other = data.with_name("other.txt")
+        other.write_text("another")
+        other.chmod(0o644)
+        other.replace(data)
+        return submit(self, spec, execution)
+
+    monkeypatch.setattr(LocalExecutor, "submit", swap_first)
+    record = forge_orchestration.run(["cat", "/forge/inputs/data"], inputs={"data": str(data)})
+    assert record.end_reason is EndReason.SANDBOX_UNAVAILABLE and "changed" in record.message
+    assert Path(record.logs["stdout"].path).read_bytes() == b""
+
+
+def test_two_executions_of_the_main_job_give_the_same_bytes(forge_home: Path) -> None:
+    """Only where the runtime is built already: `make demo` and CI build it."""
+    from forge_orchestration.runtimes import catalog
+    from forge_orchestration.settings import load_settings
+
+    try:
+        catalog.resolve("forge-singlecell", load_settings())
+    except forge_orchestration.RuntimeCatalogError:
+        pytest.skip("forge-singlecell is not built in this home")
+    first, second = (forge_orchestration.run("pbmc_clusters", check=True) for _ in range(2))
+    assert {one.path: one.sha256 for one in first.outputs} == {one.path: one.sha256 for one in second.outputs}
+
+
+def test_what_is_refused_leaves_nothing(forge_home: Path) -> None:
+    before = set((forge_home / "executions").iterdir())
+    with pytest.raises(SpecError, match="no analysis"):
+        forge_orchestration.run("nonesuch")
+    with pytest.raises(SpecError, match="no command"):
+        forge_orchestration.run([])
+    assert set((forge_home / "executions").iterdir()) == before
