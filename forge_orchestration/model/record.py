@@ -49,7 +49,7 @@ class OutputFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectedOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """Something in the outputs folder that is not kept. Bytes that are not UTF-8 are written as `\\xNN`."""
+    """Something in the outputs folder that is not kept. Bytes that are not UTF-8 are written with backslash escapes."""
 
     path: str
     why: str

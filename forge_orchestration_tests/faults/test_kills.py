@@ -17,9 +17,9 @@ import pytest
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.sandbox.cgroups.find import find_site, left_groups
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import load_settings
+from forge_orchestration_tests.conftest import leftovers, wait_until
 
 
 def start(*command: str) -> subprocess.Popen[bytes]:
@@ -38,25 +38,15 @@ def record_of(home: Path, execution_id: str) -> ExecutionRecord:
     return ExecutionFolder(home / "executions", execution_id).read_record()
 
 
-def wait_until(what: str, condition, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-
-
 def assert_nothing_left(home: Path, ids: set[str]) -> None:
-    """No group, scratch folder, or process of these executions."""
-    groups = set(left_groups(find_site(load_settings().cgroup.parent)))
-    assert not groups & ids
-    assert set(os.listdir(home / "scratch")) <= {"templates"}
+    """No group, mount, scratch folder, uid claim, or process of these executions."""
+    # this test's own spawner, which another test may have started, is none of theirs
+    assert [one for one in leftovers(home) if not one.startswith("process ")] == []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (process / "cmdline").read_bytes().decode(errors="replace")
                 assert not any(one in words for one in ids), words
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert not any(one in mounts for one in ids)
 
 
 def gc(forge) -> dict:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY, RUN_S, Deployment, processes_with, wait_for
 
 MARK = "dagster-cli-test-patient"

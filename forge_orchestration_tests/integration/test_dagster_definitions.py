@@ -9,11 +9,11 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._config import process_config
-from forge_orchestration_tests.integration.dagster_support import Deployment
 
 from forge_orchestration.model.spec import AnalysisDefinition, Param
 from forge_orchestration.orchestration.op_config import describe_param, spec_arguments
 from forge_orchestration.settings import load_settings
+from forge_orchestration_tests.integration.dagster_support import Deployment
 
 DEFINITION = """
     description: Counts things

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import dagster as dg
 import pytest
-from forge_orchestration_tests.integration.dagster_support import Deployment
 
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.orchestration import health
 from forge_orchestration.settings import load_settings
+from forge_orchestration_tests.integration.dagster_support import Deployment
 
 HOST = dg.AssetKey(["host", socket.gethostname()])
 RUNTIME = dg.AssetKey(["runtime", "forge-python"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
+
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 

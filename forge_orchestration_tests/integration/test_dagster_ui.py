@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from forge_orchestration_tests.integration.dagster_support import (
     Deployment,
     Webserver,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -118,15 +116,6 @@ def scope_prefix(configured_parent: str = "") -> tuple[str, ...]:
     if configured_parent or v1_complete or unified is None or not os.path.isdir("/run/systemd/system"):
         return ()
     return ("systemd-run", *(() if os.geteuid() == 0 else ("--user",)), *_SYSTEMD_SCOPE)
-
-
-def left_groups(site: CgroupSite) -> Mapping[str, Cgroup]:
-    """The groups of executions that exist now, by execution id, whoever made them."""
-    names: set[str] = set()
-    for folder in site.folders("executions"):
-        with contextlib.suppress(OSError):
-            names.update(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
-    return {name: site.group(name) for name in sorted(names)}
 
 
 def _own_name() -> str:

@@ -1,0 +1,236 @@
+"""What every test module may use: prerequisites, a `FORGE_HOME` with a built runtime, the `forge` command, and a last look for leaks.
+
+    def test_it(forge: Forge) -> None:
+        record = forge.record("exec", "--", "true")     # runs it with --json, returns the ExecutionRecord
+        done = forge("executions", "list")              # a CompletedProcess[str]
+        with forge.started("exec", "--", "sleep", "60") as process: ...
+
+At the end of the session nothing of any home that was used may be left on the host: see `leftovers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
+
+from forge_orchestration.model.record import ExecutionRecord, record_from_json
+
+T = TypeVar("T")
+RUNTIME = "forge-python"
+_TIMEOUT_S = 60.0
+_ENDING_S = 10.0
+_homes: list[Path] = []
+_executions: dict[Path, set[str]] = {}
+
+
+def prerequisite(condition: object, reason: str) -> None:
+    """What a test needs of its host: without it, skip with `reason` on a laptop, and fail in CI."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"missing prerequisite: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def wait_until(what: str, look: Callable[[], T], timeout_s: float = 20.0) -> T:
+    """Look, often, until there is something to see; returns it."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
+        time.sleep(0.01)
+    return seen
+
+
+def parse_record(done: subprocess.CompletedProcess[str]) -> ExecutionRecord:
+    """The record that `--json` printed; fails with what was said on stderr if stdout holds anything else."""
+    try:
+        return record_from_json(done.stdout)
+    except ValueError as error:
+        _fail(done, f"stdout is no record: {error}")
+
+
+def _fail(done: subprocess.CompletedProcess[str], why: str) -> NoReturn:
+    pytest.fail(f"{why}\nforge exited with {done.returncode}\nstdout: {done.stdout[:2000]}\nstderr: {done.stderr[:2000]}")
+
+
+class Forge:
+    """The installed `forge` command, with `home` as its `FORGE_HOME`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        script = Path(sys.executable).with_name("forge")
+        self.command = (str(script),) if script.exists() else (sys.executable, "-m", "forge_orchestration.cli.main")
+
+    def __call__(
+        self, *arguments: str | Path, timeout: float = _TIMEOUT_S, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end; text that is not UTF-8 comes as surrogates. `env` is added to this process' environment."""
+        return subprocess.run(
+            [*self.command, *map(str, arguments)], env=self.environment(env), cwd=cwd, stdin=subprocess.DEVNULL,
+            capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=timeout,
+        )  # fmt: skip
+
+    def record(self, *arguments: str | Path, timeout: float = _TIMEOUT_S, env: Mapping[str, str] | None = None) -> ExecutionRecord:
+        """The record of `forge run|exec --json …`."""
+        return parse_record(self(arguments[0], "--json", *arguments[1:], timeout=timeout, env=env))
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+        """It runs, with pipes for stdout and stderr; killed if it still does at the end."""
+        process = subprocess.Popen(
+            [*self.command, *map(str, arguments)], env=self.environment(env), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="surrogateescape",
+        )  # fmt: skip
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What the command gets."""
+        return {**os.environ, "FORGE_HOME": str(self.home), **(more or {})}
+
+    def executions(self) -> set[str]:
+        """Ids of the executions that have a folder."""
+        with contextlib.suppress(FileNotFoundError):
+            return {name for name in os.listdir(self.home / "executions") if not name.startswith(".")}
+        return set()
+
+    def read_record(self, execution_id: str) -> ExecutionRecord:
+        """The record in the execution's folder."""
+        return record_from_json((self.home / "executions" / execution_id / "record.json").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def forge_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `FORGE_HOME` for the whole session, in a path with a space and letters beyond ASCII, with `forge-python` built."""
+    home = tmp_path_factory.mktemp("forge") / "forge home für tests"
+    _homes.append(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORGE_HOME", str(home))
+        # of all variables, a spawner and what it forks keep PATH: this is how they are told from those of other homes
+        patch.setenv("PATH", f"{os.environ['PATH']}:{home}/bin")
+        built = Forge(home)("runtimes", "build", RUNTIME, timeout=280)
+        prerequisite(built.returncode != 3, f"this host cannot run sandboxes: {built.stderr.strip()}")
+        if built.returncode != 0:
+            _fail(built, f"runtime {RUNTIME} cannot be built")
+        yield home
+
+
+@pytest.fixture
+def forge(forge_home: Path) -> Forge:
+    """The `forge` command in `forge_home`."""
+    return Forge(forge_home)
+
+
+@pytest.fixture
+def other_forge(forge_home: Path, tmp_path: Path) -> Forge:
+    """The `forge` command in a fresh home of its own, with the same built runtime, and settings that a test may write."""
+    home = tmp_path / "another home"
+    home.mkdir(mode=0o700)
+    _homes.append(home)
+    shutil.copytree(forge_home / "runtimes", home / "runtimes", symlinks=True)
+    return Forge(home)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Set up before every other fixture, so that this looks when all of them are done."""
+    yield
+    _close_own_spawners()
+    deadline = time.monotonic() + _ENDING_S
+    left = [one for home in _homes for one in leftovers(home)]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = [one for home in _homes for one in leftovers(home)]
+    if left:
+        pytest.fail("left behind by this session:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def _close_own_spawners() -> None:
+    """A test that used `forge_orchestration.run` in this process made a spawner, which ends with this process or now."""
+    if (local := sys.modules.get("forge_orchestration.executors.local")) is not None:
+        for spawner in local.LocalExecutor._spawners.values():
+            spawner.close()
+        local.LocalExecutor._spawners.clear()
+
+
+def leftovers(home: Path) -> list[str]:
+    """What is there on this host, now, of executions in `home`: empty when none runs and all were cleaned up."""
+    found = [f"process {pid}: {words}" for pid, words in _processes_naming(os.fsencode(home))]
+    ids = _execution_ids(home)
+    found += [f"supervisor of {one}" for one in ids if _has_supervisor(home / "executions" / one)]
+    found += [f"cgroup {path}" for path in _cgroups_named(ids)]
+    with contextlib.suppress(FileNotFoundError):
+        found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name != "templates"]
+    found += [f"mount {line}" for line in _mounts_naming(os.fsencode(home))]
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(os.fsencode(home)):
+                found.append(f"loop device {path.parts[3]}")
+    with contextlib.suppress(OSError):
+        for claim in Path("/run/forge/uids").iterdir():
+            if (named := claim.read_bytes().decode(errors="replace")) in ids and named:
+                found.append(f"claim on uid {claim.name} by {named}")
+    return found
+
+
+def _execution_ids(home: Path) -> set[str]:
+    """All that were ever seen: a test may remove its home."""
+    ids = _executions.setdefault(home, set())
+    ids |= Forge(home).executions()
+    return ids
+
+
+def _processes_naming(text: bytes) -> Iterator[tuple[int, str]]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = Path(entry.path, "cmdline").read_bytes()
+                # a zombie has neither; one of ours would be this process' own child, not the sandbox's
+                if text in words or text in Path(entry.path, "environ").read_bytes():
+                    yield int(entry.name), words.replace(b"\0", b" ").decode(errors="replace")[:200]
+
+
+def _has_supervisor(folder: Path) -> bool:
+    from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+
+    with contextlib.suppress(OSError, ValueError):
+        supervisor = read_supervisor(folder)
+        return supervisor is not None and supervisor.is_alive
+    return False
+
+
+def _cgroups_named(ids: set[str]) -> Iterator[str]:
+    from forge_orchestration.sandbox.cgroups.find import cgroup_mounts
+
+    legacy, unified = cgroup_mounts()
+    for mount in dict.fromkeys([*legacy.values(), *([unified] if unified else [])]):
+        for folder, children, _ in os.walk(mount):
+            yield from (os.path.join(folder, name) for name in children if name in ids)
+
+
+def _mounts_naming(text: bytes) -> Iterator[str]:
+    """In every mount namespace: that of a supervisor is its own."""
+    escaped = text.replace(b"\\", b"\\134").replace(b" ", b"\\040").replace(b"\t", b"\\011").replace(b"\n", b"\\012")
+    seen: set[str] = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                namespace = os.readlink(f"{entry.path}/ns/mnt")
+                if namespace not in seen:
+                    seen.add(namespace)
+                    for line in Path(entry.path, "mountinfo").read_bytes().splitlines():
+                        if escaped in line:
+                            yield line.decode(errors="replace")

@@ -1,0 +1,174 @@
+"""Everything that is written to a file or a socket comes back the same; a new structure without an example here is a failure."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import forge_orchestration
+from forge_orchestration.model.health import CheckResult
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.messages import Message
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.record import (
+    CacheFacts,
+    Cleanup,
+    CodeFacts,
+    Enforced,
+    ExecutionRecord,
+    InputFacts,
+    Isolation,
+    LogFacts,
+    Measured,
+    OutputFacts,
+    RejectedOutput,
+    RuntimeFacts,
+    Usage,
+    record_from_json,
+)  # fmt: skip
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param
+from forge_orchestration.operations.reconcile import Reconciled
+from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
+from forge_orchestration.runtimes.seal import Entry, Verdict
+from forge_orchestration.sandbox.cgroups.base import Counters
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
+from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
+from forge_orchestration.settings import CgroupSettings, IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
+
+TEXT = "-ö'\"\\ \n\t\x1b[31m\u2028💥"
+LIMITS = Limits(memory_bytes=1, cpus=0.5, pids=2, wall_time_s=0.25, grace_s=0.0, scratch_bytes=3, log_bytes=2**62)
+MEASURED = Measured(value=1.5, source=TEXT)
+SITE = CgroupSite(version=1, mounts={"memory": "/a b", "cpu": TEXT}, parent="p/q")
+BIND = Bind(source=TEXT, target="/t", device=2**64 - 1, inode=2**64 - 1)
+RUNTIME = RuntimeFacts(
+    name=TEXT, kind="venv", content_digest="a", seal_digest="b", verified_at=1.25, chosen_by="caller", python="3.11.2"
+)  # fmt: skip
+USAGE = Usage(
+    wall_s=MEASURED, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED, peak_pids=MEASURED,
+    io_read_bytes=MEASURED, io_write_bytes=MEASURED, peak_scratch_bytes=MEASURED,
+)  # fmt: skip
+INPUT = InputFacts(name="n", source=TEXT, sha256="s", bytes=2**53 + 1)
+OUTPUT = OutputFacts(name=TEXT, path=TEXT, sha256="s", bytes=0)
+REJECTED = RejectedOutput(path=TEXT, why=TEXT)
+LOG = LogFacts(path=TEXT, bytes=1, truncated_bytes=2**60)
+ISOLATION = Isolation(mode="own_uid", uid=2**31, protections={TEXT: "off: " + TEXT})
+CLEANUP = Cleanup(scratch_bytes_freed=1, processes_killed=2, cgroup_removed=True, mounts_removed=3, finished_at=0.5)
+RECORD = ExecutionRecord(
+    schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
+    native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", status=Status.FAILED, end_reason=EndReason.MEMORY,
+    message=TEXT, exit_code=3, signal=9, runtime=RUNTIME, command=("sh", "-c", TEXT, ""),
+    parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
+    code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
+    isolation=ISOLATION, violations={"unshare": 3}, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
+    metadata={TEXT: TEXT, "n": 1.5, "b": False}, published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
+    cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
+)  # fmt: skip
+PLAN = LaunchPlan(
+    execution_id="i", folder=TEXT, workspace=TEXT, templates="t", bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
+    environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
+    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=5, count=6),
+    messages=MessageSettings(max_line_bytes=7, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
+    supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
+)  # fmt: skip
+PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
+SPEC = AnalysisSpec(
+    name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
+    params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, chosen_by={"runtime": "x"},
+    dagster_run_id="r", dagster_step_key="k", attempt=2, previous_execution_id="p",
+)  # fmt: skip
+EXAMPLES: list[msgspec.Struct] = [
+    LIMITS, MEASURED, SITE, BIND, RUNTIME, USAGE, INPUT, OUTPUT, REJECTED, LOG, ISOLATION, CLEANUP, RECORD, PLAN, PARAM, SPEC,
+    CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
+    CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
+    Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}),
+    CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT),
+    InputSource(path="package://a/b", description=TEXT),
+    AnalysisDefinition(
+        name="n", folder="/f", command=("c",), description=TEXT, group="g", runtime="r", executor="e",
+        inputs={"i": InputSource(path=TEXT)}, outputs={"o": "*"}, params={"p": PARAM}, limits={"memory": "1GiB"}, env={"A": TEXT},
+        threads=2, seed=3,
+    ),
+    Counters(
+        oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
+        peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
+    ),
+    Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT, exit_code=6), Identity(mode="own_uid", uid=2**31, gid=2**31),
+    SupervisorIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
+    RuntimeDefinition(
+        name="n", folder="/f", kind="venv", lock="l", description=TEXT, python=">=3", self_test=("python", "t.py"),
+        limits={"pids": 5},
+    ),
+    Runtime(
+        name="n", kind="venv", build="b", content_digest="c", seal_digest="s", python="3.11.2", base_prefix="/usr",
+        packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
+    ),
+    Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
+    IdentitySettings(first_uid=5, count=6), CgroupSettings(parent=TEXT), MessageSettings(max_line_bytes=1, max_count=2),
+    OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
+]  # fmt: skip
+# they stay in the process that made them
+NOT_SERIALISED = {
+    "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
+    "ExecutionState", "ExecutorCapabilities", "_File",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda one: type(one).__name__)
+def test_json_and_back(example: msgspec.Struct) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(example), type=type(example)) == example
+
+
+def test_every_structure_has_an_example_or_a_reason() -> None:
+    for module in pkgutil.walk_packages([str(Path(forge_orchestration.__file__).parent)], "forge_orchestration."):
+        if not any(part in module.name for part in (".orchestration.", ".definitions", ".analyses.")):
+            importlib.import_module(module.name)
+    waiting, found = [msgspec.Struct], set()
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            if kind.__module__.startswith("forge_orchestration.") and ".orchestration." not in kind.__module__:
+                found.add(kind.__name__)
+    assert found - NOT_SERIALISED == {type(example).__name__ for example in EXAMPLES}
+
+
+def test_examples_leave_no_field_at_its_default() -> None:
+    """Or the round trip of that field would prove nothing."""
+    for example in (RECORD, PLAN, SPEC, LIMITS, RUNTIME, USAGE, CLEANUP):
+        for field in msgspec.structs.fields(example):
+            if field.name != "schema_version" and field.default is not msgspec.NODEFAULT:
+                assert getattr(example, field.name) != field.default, field.name
+
+
+class TestRecord:
+    def test_as_record_json_holds_it(self) -> None:
+        assert record_from_json(RECORD.to_json()) == RECORD
+        assert record_from_json(RECORD.to_json().encode()) == RECORD
+
+    def test_fields_that_a_newer_forge_added_are_left_out(self) -> None:
+        assert record_from_json(RECORD.to_json().replace("{", '{"color_of_the_cat": [1],', 1)) == RECORD
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            '{"execution_id": 5, "analysis": "a"}',
+            '{"execution_id": "x", "analysis": "a", "status": "odd"}',
+        ],
+    )
+    def test_what_is_no_record_is_refused(self, text: str) -> None:
+        with pytest.raises(msgspec.DecodeError):
+            record_from_json(text)
+
+    @pytest.mark.parametrize("status", Status)
+    def test_only_a_succeeded_one_succeeded(self, status: Status) -> None:
+        assert ExecutionRecord(execution_id="x", analysis="a", status=status).succeeded is (status is Status.SUCCEEDED)

@@ -1,0 +1,146 @@
+"""From what was observed to one end reason and one sentence."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.reasons import EndReason
+from forge_orchestration.model.record import Measured
+from forge_orchestration.sandbox.cgroups.base import Counters
+from forge_orchestration.sandbox.verdict import Observed, judge, split_exit_status, wall_time_sentence
+
+LIMITS = Limits(memory_bytes=256 * 2**20, pids=17, wall_time_s=90.0, grace_s=3.0, scratch_bytes=64 * 2**20)
+PEAK = Measured(value=200 * 2**20, source="test")
+OOM = Counters(oom_kills=1, memory_limit_hit=True, peak_memory_bytes=PEAK)
+PRESSURE = Counters(oom_kills=1, memory_limit_hit=False, peak_memory_bytes=PEAK)
+WELL = Observed(limits=LIMITS, exit_status=0, wall_s=1.5)
+
+# one observation for each end reason that can be seen at the end of an execution that had begun, with words of its sentence
+CASES: dict[EndReason, tuple[Observed, tuple[str, ...]]] = {
+    EndReason.EXECUTOR_ERROR: (Observed(limits=LIMITS), ("lost",)),
+    EndReason.CANCELED: (Observed(limits=LIMITS, exit_status=143, stops={EndReason.CANCELED: "Canceled."}), ("Canceled",)),
+    EndReason.CONTROLLER_LOST: (
+        Observed(limits=LIMITS, exit_status=137, stops={EndReason.CONTROLLER_LOST: "The controller ended."}),
+        ("controller",),
+    ),
+    EndReason.PREEMPTED: (Observed(limits=LIMITS, exit_status=137, stops={EndReason.PREEMPTED: "Preempted."}), ("Preempted",)),
+    EndReason.WALL_TIME: (
+        Observed(limits=LIMITS, exit_status=143, stops={EndReason.WALL_TIME: wall_time_sentence(LIMITS, 90.04)}),
+        ("90s", "90.0 s", "3s", "wall time limit"),
+    ),
+    EndReason.MEMORY: (Observed(limits=LIMITS, exit_status=137, counters=OOM), ("256.0 MiB", "200.0 MiB", "memory limit")),
+    EndReason.HOST_PRESSURE: (Observed(limits=LIMITS, exit_status=137, counters=PRESSURE), ("host", "200.0 MiB", "256.0 MiB")),
+    EndReason.PIDS: (Observed(limits=LIMITS, exit_status=1, counters=Counters(pids_refused=23)), ("17", "23", "pids limit")),
+    EndReason.SCRATCH: (
+        Observed(limits=LIMITS, exit_status=1, scratch_full=True, scratch_peak_bytes=63 * 2**20),
+        ("64.0 MiB", "63.0 MiB", "scratch limit"),
+    ),
+    EndReason.OUTPUT_REJECTED: (msgspec.structs.replace(WELL, missing=("a.csv",)), ("a.csv", "$FORGE_OUTPUTS")),
+    EndReason.SIGNALED: (Observed(limits=LIMITS, exit_status=139), ("11", "SIGSEGV")),
+    EndReason.NONZERO_EXIT: (Observed(limits=LIMITS, exit_status=3), ("status 3",)),
+    EndReason.COMPLETED: (WELL, ("1.5s",)),
+}
+
+
+@pytest.mark.parametrize("reason", CASES)
+def test_each_reason_alone(reason: EndReason) -> None:
+    seen, words = CASES[reason]
+    found, sentence = judge(seen)
+    assert found is reason
+    assert all(word in sentence for word in words), sentence
+    assert sentence.endswith(".") and "\n" not in sentence
+
+
+def test_those_without_a_case_are_decided_before_anything_runs() -> None:
+    assert set(EndReason) - set(CASES) == {EndReason.RUNTIME_UNHEALTHY, EndReason.SANDBOX_UNAVAILABLE}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for pair in itertools.combinations(EndReason, 2) if EndReason.COMPLETED not in pair and set(pair) <= set(CASES)],
+)
+def test_of_two_that_hold_the_first_in_the_table_wins(first: EndReason, second: EndReason) -> None:
+    """Both observed at once, where both can be: of one exit status, only one of the last three can hold."""
+    one, other = CASES[first][0], CASES[second][0]
+    if EndReason.EXECUTOR_ERROR in (first, second) or {first, second} == {EndReason.MEMORY, EndReason.HOST_PRESSURE}:
+        pytest.skip("cannot be observed together")
+    if EndReason.OUTPUT_REJECTED in (first, second):
+        one, other = (
+            msgspec.structs.replace(seen, stops={**seen.stops, EndReason.OUTPUT_REJECTED: "Broken."}) if seen.missing else seen
+            for seen in (one, other)
+        )
+    if {first, second} == {EndReason.SIGNALED, EndReason.NONZERO_EXIT}:
+        pytest.skip("cannot be observed together")
+    counters = Counters(
+        oom_kills=one.counters.oom_kills | other.counters.oom_kills,
+        memory_limit_hit=one.counters.memory_limit_hit or other.counters.memory_limit_hit,
+        pids_refused=one.counters.pids_refused + other.counters.pids_refused,
+        peak_memory_bytes=PEAK,
+    )
+    both = Observed(
+        limits=LIMITS, stops={**other.stops, **one.stops}, exit_status=max(one.exit_status or 1, other.exit_status or 1),
+        counters=counters, scratch_full=one.scratch_full or other.scratch_full, missing=one.missing + other.missing,
+    )  # fmt: skip
+    assert judge(both)[0] is first
+
+
+def test_memory_wins_over_the_signal_it_came_with() -> None:
+    assert judge(Observed(limits=LIMITS, exit_status=137, counters=OOM))[0] is EndReason.MEMORY
+
+
+def test_a_killed_child_counts_even_if_the_command_ended_well() -> None:
+    """The kernel killed a process of it: its result cannot be trusted, whatever its parent made of that."""
+    assert judge(msgspec.structs.replace(WELL, counters=OOM))[0] is EndReason.MEMORY
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [msgspec.structs.replace(WELL, counters=Counters(pids_refused=9)), msgspec.structs.replace(WELL, scratch_full=True)],
+    ids=["pids", "scratch"],
+)
+def test_an_analysis_that_coped_with_a_refusal_ended_well(seen: Observed) -> None:
+    assert judge(seen)[0] is EndReason.COMPLETED
+
+
+def test_reaching_the_memory_limit_without_a_kill_is_no_failure() -> None:
+    assert judge(msgspec.structs.replace(WELL, counters=Counters(memory_limit_hit=True)))[0] is EndReason.COMPLETED
+
+
+@pytest.mark.parametrize("field", ["missing", "rejected"])
+def test_what_is_missing_does_not_hide_why(field: str) -> None:
+    seen = msgspec.structs.replace(WELL, exit_status=1, **{field: ("a.csv",)})
+    assert judge(seen)[0] is EndReason.NONZERO_EXIT
+
+
+def test_rejected_outputs_are_counted_and_the_first_named() -> None:
+    reason, sentence = judge(msgspec.structs.replace(WELL, rejected=("a (it is a link)", "b (x)", "c (x)", "d (x)", "e (x)")))
+    assert reason is EndReason.OUTPUT_REJECTED
+    assert sentence.startswith("5 ") and "a (it is a link)" in sentence and "and 2 more" in sentence and "d (x)" not in sentence
+
+
+def test_a_stop_that_the_analysis_survived_in_time_still_is_a_stop() -> None:
+    """It handled SIGTERM and exited 0 within its grace: the wall limit was reached all the same."""
+    seen = msgspec.structs.replace(WELL, stops={EndReason.WALL_TIME: wall_time_sentence(LIMITS, 90.0)})
+    assert judge(seen)[0] is EndReason.WALL_TIME
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "number"),
+    [(0, 0, None), (1, 1, None), (127, 127, None), (128, 128, None), (129, None, 1), (137, None, 9), (143, None, 15), (192, None, 64),
+     (193, 193, None), (255, 255, None), (None, None, None)],
+)  # fmt: skip
+def test_exit_statuses_as_a_shell_writes_them(status: int | None, code: int | None, number: int | None) -> None:
+    assert split_exit_status(status) == (code, number)
+
+
+@pytest.mark.parametrize(("status", "words"), [(126, "cannot be executed"), (127, "not found"), (192, "SIGRTMAX"), (255, "255")])
+def test_statuses_with_a_meaning_are_explained(status: int, words: str) -> None:
+    assert words in judge(Observed(limits=LIMITS, exit_status=status))[1]
+
+
+def test_a_signal_without_a_name_is_no_error() -> None:
+    assert "signal 33" in judge(Observed(limits=LIMITS, exit_status=128 + 33))[1]

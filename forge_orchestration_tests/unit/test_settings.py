@@ -1,0 +1,148 @@
+"""`settings.toml`: every mistake in it is one sentence with the file's name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.settings import forge_home, load_settings, make_home
+
+
+def write(home: Path, text: str) -> Path:
+    (home / "settings.toml").write_text(text)
+    return home
+
+
+def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path)
+    assert settings.home == tmp_path
+    assert settings.defaults == Limits()
+    assert settings.maximum.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert settings.supervision.on_controller_loss == "kill"
+    assert Path("/") not in settings.allowed_input_roots and Path("/etc") not in settings.allowed_input_roots
+
+
+def test_everything_can_be_set(tmp_path: Path) -> None:
+    settings = load_settings(
+        write(
+            tmp_path,
+            """
+            allowed_input_roots = ["/a", "~/b"]
+            analysis_folders = ["/c"]
+            runtime_folders = ["/d/../e"]
+            runtime_max_age_s = 5
+            [defaults]
+            memory = "1GiB"
+            [maximum]
+            memory = "4GiB"
+            pids = 50
+            [identity]
+            first_uid = 200000
+            count = 7
+            [cgroup]
+            parent = "x/y"
+            [messages]
+            max_count = 3
+            [outputs]
+            max_files = 4
+            [supervision]
+            on_controller_loss = "continue"
+            """,
+        )
+    )
+    assert settings.allowed_input_roots == (Path("/a"), Path.home() / "b")
+    assert (settings.analysis_folders, settings.runtime_folders) == ((Path("/c"),), (Path("/e"),))
+    assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 100)
+    assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 50)
+    assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
+    assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
+    assert settings.supervision.on_controller_loss == "continue" and settings.runtime_max_age_s == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("memory = ", "cannot be read"), ("= 5", "cannot be read"), ("a = 1\na = 2", "cannot be read"), ("[defaults", "cannot be read"),
+        ("colour = 5", "colour"), ("home = '/x'", "home"), ("[network]", "network"),
+        ("defaults = 5", "defaults"), ("maximum = []", "maximum"), ("[defaults]\nmemory = 'lots'", "memory"),
+        ("[defaults]\ncpu = 1", "cpu"), ("[maximum]\npids = -1", "pids"), ("[maximum]\nwall_time = true", "wall_time"),
+        ("allowed_input_roots = '/data'", "allowed_input_roots"), ("allowed_input_roots = [5]", "allowed_input_roots"),
+        ("analysis_folders = {}", "analysis_folders"), ("runtime_max_age_s = 'long'", "runtime_max_age_s"),
+        ("[identity]\nfirst = 5", "first"), ("[identity]\ncount = 'x'", "count"), ("identity = 5", "identity"),
+        ("[cgroup]\nparent = 5", "parent"), ("[messages]\nmax_count = 1.5", "max_count"), ("[outputs]\nmax_files = true", "max_files"),
+        ("[supervision]\non_controller_loss = 'ignore'", "on_controller_loss"), ("[supervision]\npoll_s = 'x'", "poll_s"),
+    ],
+    ids=lambda value: value.replace("\n", " ")[:30],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_file_and_key(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_settings(write(tmp_path, text))
+    assert word in str(caught.value) and str(tmp_path / "settings.toml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[cgroup]\nparent = '../escape'", "[cgroup]\nparent = '/absolute'", "[identity]\ncount = 0", "[identity]\ncount = -5",
+     "[identity]\nfirst_uid = 0", "[identity]\nfirst_uid = -1", "[messages]\nmax_count = -1", "[outputs]\nmax_depth = -1",
+     "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
+    ids=lambda value: value.replace("\n", " ")[:40],
+)  # fmt: skip
+def test_values_of_the_right_type_that_would_break_a_protection_are_refused(tmp_path: Path, text: str) -> None:
+    """A range of uids that includes root, a cgroup outside of the hierarchy, a watch that never or always looks."""
+    with pytest.raises(SpecError, match=r"settings\.toml"):
+        load_settings(write(tmp_path, text))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_bytes(b"a = '\xff'")
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_settings(tmp_path)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").mkdir()
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_settings(tmp_path)
+
+
+def test_an_edit_is_seen_by_the_same_process(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, "runtime_max_age_s = 5")).runtime_max_age_s == 5
+    assert load_settings(write(tmp_path, "runtime_max_age_s = 17")).runtime_max_age_s == 17
+    (tmp_path / "settings.toml").unlink()
+    assert load_settings(tmp_path).runtime_max_age_s == 60
+
+
+def test_where_forge_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FORGE_HOME", "~/x/../y")
+    assert forge_home() == tmp_path / "y"
+    monkeypatch.setenv("FORGE_HOME", "")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert forge_home() == tmp_path / "data" / "forge"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert forge_home() == tmp_path / ".local/share/forge"
+
+
+def test_its_folders_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path / "new" / "home")
+    before = os.umask(0)
+    try:
+        make_home(settings)
+    finally:
+        os.umask(before)
+    for folder in (settings.home, settings.executions_dir, settings.runtimes_dir, settings.scratch_dir):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    make_home(settings)
+
+
+def test_a_file_in_its_place_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecError, match="FORGE_HOME"):
+        make_home(load_settings(tmp_path / "file"))
+    with pytest.raises(SpecError, match="FORGE_HOME"):
+        make_home(load_settings(tmp_path / "file" / "beneath"))
