@@ -157,6 +157,6 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
 
 
 def shown(path: bytes) -> str:
-    """A path for people and JSON: what is not UTF-8 or not printable is written as `\\xNN`."""
+    """A path for people and JSON: what is not UTF-8 or not printable is written with backslash escapes."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
