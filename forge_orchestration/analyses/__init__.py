@@ -24,23 +24,6 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`analysis.yaml` as it is written; what it leaves out is the deployment's default."""
-
-    command: list[str]
-    description: str = ""
-    group: str = "default"
-    runtime: str = "forge-python"
-    executor: str = "local"
-    inputs: dict[str, InputSource] = {}
-    outputs: dict[str, str] = {}
-    params: dict[str, Param] = {}
-    limits: dict[str, Any] = {}
-    env: dict[str, str] = {}
-    threads: int = 1
-    seed: int = 0
-
-
 def analysis_folders(settings: Settings) -> dict[str, Path]:
     """Folder by name of every analysis, those that ship and those of the deployment.
 
@@ -96,7 +79,12 @@ def read_definition(folder: Path) -> AnalysisDefinition:
     path = folder / "analysis.yaml"
     try:
         raw = _load_yaml(path)
-        content = msgspec.convert(raw, _File)
+        if not isinstance(raw, dict):
+            raise ValueError("it must be a mapping of keys")
+        for key in ("name", "folder"):  # not a person's to write
+            if key in raw:
+                raise ValueError(f"Object contains unknown field `{key}`")
+        definition = msgspec.convert(raw | {"name": folder.name, "folder": str(folder)}, AnalysisDefinition)
     except FileNotFoundError:
         raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
@@ -105,9 +93,8 @@ def read_definition(folder: Path) -> AnalysisDefinition:
         raise SpecError(
             f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first."
         )
-    _check_file(content, path)
-    values = {field: getattr(content, field) for field in content.__struct_fields__}
-    return AnalysisDefinition(**values | {"name": folder.name, "folder": str(folder), "command": tuple(content.command)})
+    _check(definition, path)
+    return definition
 
 
 def _load_yaml(path: Path) -> object:
@@ -119,7 +106,7 @@ def _load_yaml(path: Path) -> object:
         raise ValueError(str(error)) from error
 
 
-def _check_file(content: _File, path: Path) -> None:
+def _check(content: AnalysisDefinition, path: Path) -> None:
     if not content.command or not all(content.command):
         raise SpecError(f"{path} has an empty command.", "Write it as a list: [python, script.py].")
     for name, param in content.params.items():

@@ -29,7 +29,7 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     description: str = ""
 
 
-class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True):
+class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's."""
 
     name: str

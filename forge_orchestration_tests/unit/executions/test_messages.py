@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from forge_orchestration.executions.messages import MessageParser, MessageViolation, printable, quoted
@@ -56,6 +57,10 @@ class TestGood:
         assert [message.type for message in messages] == ["log", "progress"]
         assert messages[0].message == "ä€💥"
 
+    def test_an_integer_of_any_size_survives_being_kept(self) -> None:
+        (message,) = read(b'{"type": "metadata", "values": {"a": %s}}\n' % (b"9" * 30))
+        assert msgspec.json.decode(msgspec.json.encode(message), type=Message).values == {"a": 10**30 - 1}
+
     def test_an_opened_and_closed_channel(self) -> None:
         assert [message.type for message in read(pipes("opened", '{"extras": {}}') + pipes("closed"))] == ["opened", "closed"]
 
@@ -96,7 +101,6 @@ HOSTILE = {
     "infinity as a value": b'{"type": "metadata", "values": {"a": Infinity}}\n',
     "a float that overflows": b'{"type": "metadata", "values": {"a": 1e400}}\n',
     "an integer of 5000 digits": b'{"type": "metadata", "values": {"a": %s}}\n' % (b"9" * 5000),
-    "an integer of 30 digits": b'{"type": "metadata", "values": {"a": %s}}\n' % (b"9" * 30),
     "values that are a list": b'{"type": "metadata", "values": [1]}\n',
     "a value that is an object": b'{"type": "metadata", "values": {"a": {"b": 1}}}\n',
     "a value that is null": b'{"type": "metadata", "values": {"a": null}}\n',
