@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from pathlib import Path
@@ -94,6 +93,7 @@ class Engine:
             ForgeError: Nothing was started: the request, the host or the runtime is at fault.
         """
         executor = self.executor(spec.executor)
+        executor.warm_up()
         check_limits(spec.limits, self.settings.maximum)
         chosen = runtime or catalog.resolve(spec.runtime, self.settings)
         if chosen.runtime.kind not in executor.capabilities.runtime_kinds:
@@ -120,7 +120,7 @@ class Engine:
         facts = runtime.runtime
         record = ExecutionRecord(
             execution_id=folder.id, analysis=spec.name, attempt=spec.attempt, previous_execution_id=spec.previous_execution_id,
-            executor=spec.executor, host=platform.node(), dagster_run_id=spec.dagster_run_id, dagster_step_key=spec.dagster_step_key,
+            executor=spec.executor, host=os.uname().nodename, dagster_run_id=spec.dagster_run_id, dagster_step_key=spec.dagster_step_key,
             runtime=RuntimeFacts(
                 name=facts.name, kind=facts.kind, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
                 verified_at=runtime.verified_at, chosen_by=spec.chosen_by.get("runtime", "default"), python=facts.python,

@@ -7,14 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from forge_orchestration.analyses.checks import check_count, check_environment, check_output_pattern
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, ParamValue
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Param, ParamValue
 from forge_orchestration.sandbox.view import ANALYSIS
 from forge_orchestration.settings import Settings
 

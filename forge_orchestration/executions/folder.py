@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ _ID = re.compile(r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}")
 def new_execution_id() -> str:
     """An id that sorts by time and is unique without asking anyone: `20260102T030405678-9f86d081`."""
     now = time.time()
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}{int(now * 1000) % 1000:03d}-{secrets.token_hex(4)}"
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}{int(now * 1000) % 1000:03d}-{os.urandom(4).hex()}"
 
 
 class ExecutionFolder:

@@ -54,6 +54,9 @@ class AnalysisExecutor(ABC):
     name: str
     capabilities: ExecutorCapabilities
 
+    def warm_up(self) -> None:
+        """Begin what takes time before the first `submit`, and return at once; by default there is nothing to begin."""
+
     @abstractmethod
     def check(self) -> None:
         """Whether executions can be submitted now.

@@ -61,18 +61,28 @@ class _Spawner:
         self.pid = os.getpid()
         self._socket = ours
         self._lock = threading.Lock()
+        self._greeting: Greeting | None = None
         ours.settimeout(_START_TIMEOUT_S)
-        try:
-            greeting = msgspec.json.decode(ours.recv(1 << 16), type=Greeting)
-        except (OSError, msgspec.DecodeError) as error:
+
+    def site(self) -> CgroupSite:
+        """Where executions get their groups; waits for the spawner to be ready.
+
+        Raises:
+            HostError: It cannot make any, or did not start.
+        """
+        with self._lock:
+            if self._greeting is None:
+                try:
+                    self._greeting = msgspec.json.decode(self._socket.recv(1 << 16), type=Greeting)
+                except (OSError, msgspec.DecodeError) as error:
+                    self.close()
+                    raise HostError(
+                        f"The spawner did not start (exit status {self._process.poll()}): {error}.", "See: forge doctor"
+                    ) from error
+        if self._greeting.site is None:
             self.close()
-            raise HostError(
-                f"The spawner did not start ({command[0]} exited with {self._process.poll()}): {error}.", "See: forge doctor"
-            ) from error
-        if greeting.site is None:
-            self.close()
-            raise HostError(greeting.error, greeting.hint)
-        self.site: CgroupSite = greeting.site
+            raise HostError(self._greeting.error, self._greeting.hint)
+        return self._greeting.site
 
     @property
     def is_alive(self) -> bool:
@@ -113,8 +123,11 @@ class LocalExecutor(AnalysisExecutor):
         self._settings = settings
         self._sockets: dict[str, socket.socket] = {}
 
-    def check(self) -> None:
+    def warm_up(self) -> None:
         self._spawner()
+
+    def check(self) -> None:
+        self._spawner().site()
 
     def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
         folder = execution.folder
@@ -232,7 +245,7 @@ class LocalExecutor(AnalysisExecutor):
                 activation=runtime.activation, declared=spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0
             ),
             limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
-            outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site,
+            outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),
             identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision,
         )  # fmt: skip
 

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-import subprocess
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -176,6 +173,8 @@ def formatted_template(folder: Path, limit_bytes: int) -> Path:
     path = folder / f"{limit_bytes}.img"
     if path.exists():
         return path
+    import tempfile  # once a size: no start pays for it
+
     folder.mkdir(mode=0o700, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".new")
     try:
@@ -210,6 +209,8 @@ def _reserve_surplus(image: Path, limit_bytes: int) -> None:
 
 
 def _run(command: list[str]) -> str:
+    import subprocess
+
     environment = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
     try:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
@@ -262,6 +263,7 @@ def remove_tree(folder: Path) -> None:
     Raises:
         OSError: Something is left.
     """
+    import shutil
 
     def reopen(function: object, path: str, _error: object) -> None:
         parent = os.path.dirname(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import tempfile
 
 from forge_orchestration.errors import HostError
 
@@ -65,7 +64,7 @@ def filter_program() -> bytes:
         rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
     # listing the interfaces of its own empty network needs NETLINK_ROUTE (0); nothing needs the other netlink families
     rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, _AF_NETLINK), pyseccomp.Arg(2, pyseccomp.NE, 0))
-    with tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("forge-seccomp"), "wb") as file:
         rules.export_bpf(file)
         file.flush()
         return os.pread(file.fileno(), 1 << 20, 0)

@@ -13,6 +13,7 @@ import pytest
 from forge_orchestration.executions.outputs import Collected, collect_outputs, shown
 from forge_orchestration.settings import OutputSettings
 from forge_orchestration_tests.conftest import prerequisite
+from forge_orchestration_tests.unit.conftest import DeepFolder
 
 MIB = 2**20
 SECRET = b"the host's secret"
@@ -251,29 +252,17 @@ class TestHostileAmounts:
         found = collect(source, target, max_depth=3)
         assert kept(found) == {"a/b/ok"} and why(found) == {"a/b/c": "it lies more than 3 folders deep"}
 
-    def test_ten_thousand_folders_deep(self, source: Path, target: Path) -> None:
-        """No recursion, and no path longer than the kernel takes."""
-        fd = os.open(source, os.O_RDONLY)
-        for _ in range(max(2000, sys.getrecursionlimit() + 100)):
-            os.mkdir("d", dir_fd=fd)
-            below = os.open("d", os.O_RDONLY, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        os.close(fd)
+    def test_folders_deeper_than_any_recursion_goes(self, source: Path, target: Path, deep_folder: DeepFolder) -> None:
+        deep_folder(source, "d", sys.getrecursionlimit() + 1000)
+        found = collect(source, target, max_depth=10**6)
+        assert not found.outputs
         found = collect(source, target)
-        assert not found.outputs and len(found.rejected) == 1
+        assert list(why(found).values()) == ["it lies more than 32 folders deep"]
         assert not list(target.iterdir())
 
-    def test_a_path_longer_than_the_kernel_takes_in_one_go(self, source: Path, target: Path) -> None:
+    def test_a_path_longer_than_the_kernel_takes_in_one_go(self, source: Path, target: Path, deep_folder: DeepFolder) -> None:
         """30 folders of 200 characters: it can be walked step by step, but the target's path cannot be written in one call."""
-        fd = os.open(source, os.O_RDONLY)
-        for _ in range(30):
-            os.mkdir("d" * 200, dir_fd=fd)
-            below = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        os.close(os.open("deep.txt", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-        os.close(fd)
+        deep_folder(source, "d" * 200, 30)
         (source / "ok").touch()
         found = collect(source, target)
         assert "ok" in kept(found)

@@ -1,0 +1,320 @@
+"""Inputs: what may be bound into a sandbox, and what its digest is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
+from forge_orchestration.settings import Settings
+from forge_orchestration_tests.conftest import prerequisite
+
+
+class Digests:
+    """A digest cache in memory that counts."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, ...], str] = {}
+        self.found = 0
+
+    def digest(self, facts: os.stat_result) -> str | None:
+        known = self.kept.get(self._key(facts))
+        self.found += known is not None
+        return known
+
+    def keep_digest(self, facts: os.stat_result, sha256: str) -> None:
+        self.kept[self._key(facts)] = sha256
+
+    def _key(self, facts: os.stat_result) -> tuple[int, ...]:
+        return (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+@pytest.fixture
+def data(settings: Settings) -> Path:
+    (root,) = settings.allowed_input_roots
+    return root
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    folder = tmp_path / "runtime" / "site-packages"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "pkg" / "data.csv").write_text("shipped")
+    return folder
+
+
+@pytest.fixture
+def resolve(settings: Settings, packages: Path):
+    def call(source: str | Path, name: str = "x", *, other_uid: bool = False, cache: Digests | None = None) -> ResolvedInput:
+        return resolve_input(name, str(source), settings, packages, cache or Digests(), other_uid=other_uid)
+
+    return call
+
+
+def refused(resolve, source: str | Path, words: str, **options) -> SpecError:
+    with pytest.raises(SpecError, match=words) as caught:
+        resolve(source, **options)
+    assert "'x'" in caught.value.message and "\n" not in str(caught.value)
+    return caught.value
+
+
+class TestGood:
+    @pytest.mark.parametrize("name", ["a.csv", "-rf", "a b'\"", "ö解💥", "a\nb", "x" * 255])
+    def test_a_file(self, resolve, data: Path, name: str) -> None:
+        path = data / name
+        path.write_text("1,2\n")
+        found = resolve(path)
+        assert (found.path, found.facts.source, found.facts.name) == (str(path), str(path), "x")
+        assert (found.facts.sha256, found.facts.bytes) == (hashlib.sha256(b"1,2\n").hexdigest(), 4)
+        assert (found.device, found.inode) == (path.stat().st_dev, path.stat().st_ino)
+
+    def test_a_link_to_a_file_inside_is_that_file(self, resolve, data: Path) -> None:
+        (data / "a").write_text("x")
+        os.symlink("a", data / "link")
+        assert resolve(data / "link").path == str(data / "a")
+
+    def test_dots_that_stay_inside(self, resolve, data: Path) -> None:
+        (data / "a").write_text("x")
+        (data / "b").mkdir()
+        assert resolve(f"{data}/b/../a").path == str(data / "a")
+
+    def test_a_home_folder(self, resolve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(data))
+        (data / "a").write_text("x")
+        assert resolve("~/a").path == str(data / "a")
+
+    def test_a_relative_path(self, resolve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(data)
+        (data / "a").write_text("x")
+        assert resolve("a").path == str(data / "a")
+
+    def test_an_empty_file(self, resolve, data: Path) -> None:
+        (data / "a").touch()
+        assert resolve(data / "a").facts.sha256 == hashlib.sha256(b"").hexdigest()
+
+    def test_a_file_of_the_runtime(self, resolve, packages: Path) -> None:
+        found = resolve("package://pkg/data.csv")
+        assert found.path == str(packages / "pkg/data.csv") and found.facts.source == "package://pkg/data.csv"
+
+    def test_a_folder_with_everything_in_it(self, resolve, data: Path) -> None:
+        folder = data / "folder"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "a").write_text("1")
+        (folder / "sub" / "b\n").write_text("22")
+        first = resolve(folder)
+        assert first.facts.bytes == 3
+        assert resolve(folder).facts.sha256 == first.facts.sha256
+        (folder / "sub" / "b\n").rename(folder / "sub" / "c")
+        assert resolve(folder).facts.sha256 != first.facts.sha256
+
+    @pytest.mark.timeout(10)
+    def test_odd_things_in_a_folder_are_named_in_its_digest_and_never_opened(self, resolve, data: Path) -> None:
+        folder = data / "folder"
+        folder.mkdir()
+        plain = resolve(folder).facts.sha256
+        os.mkfifo(folder / "fifo")
+        with_fifo = resolve(folder).facts.sha256
+        os.symlink("/etc/passwd", folder / "link")
+        with_link = resolve(folder).facts.sha256
+        assert len({plain, with_fifo, with_link}) == 3
+        os.unlink(folder / "link")
+        os.symlink("/etc/shadow", folder / "link")
+        assert resolve(folder).facts.sha256 not in (plain, with_fifo, with_link)
+
+    def test_a_folder_that_is_linked_into_a_folder_is_part_of_its_digest(self, resolve, data: Path) -> None:
+        """Where a link points changes what an analysis sees, also if it points to a folder."""
+        folder = data / "folder"
+        (folder / "one").mkdir(parents=True)
+        (folder / "two").mkdir()
+        os.symlink("one", folder / "current")
+        first = resolve(folder).facts.sha256
+        os.unlink(folder / "current")
+        os.symlink("two", folder / "current")
+        assert resolve(folder).facts.sha256 != first
+
+    def test_an_empty_folder_inside_is_part_of_a_folder(self, resolve, data: Path) -> None:
+        folder = data / "folder"
+        folder.mkdir()
+        first = resolve(folder).facts.sha256
+        (folder / "empty").mkdir()
+        assert resolve(folder).facts.sha256 != first
+
+
+class TestRefused:
+    @pytest.mark.parametrize("source", ["/etc/passwd", "/", "/proc/self/environ", "/root", "/dev/null", "/sys/kernel", "", "."])
+    def test_outside_of_the_roots(self, resolve, source: str, data: Path) -> None:
+        error = refused(resolve, source, "is not in")
+        assert str(data) in error.hint
+
+    def test_dots_that_lead_out(self, resolve, data: Path) -> None:
+        refused(resolve, f"{data}/../home ö/store.db", "is not in")
+        refused(resolve, f"{data}/../../../../../../etc/passwd", "is not in")
+
+    def test_a_link_that_leads_out(self, resolve, data: Path) -> None:
+        os.symlink("/etc/passwd", data / "link")
+        os.symlink("/etc", data / "folder")
+        refused(resolve, data / "link", "is not in")
+        refused(resolve, data / "folder" / "passwd", "is not in")
+
+    def test_a_sibling_whose_name_begins_the_same(self, resolve, data: Path) -> None:
+        other = data.with_name(data.name + "-secret")
+        other.write_text("x")
+        refused(resolve, other, "is not in")
+
+    def test_the_parent_of_the_roots(self, resolve, data: Path) -> None:
+        refused(resolve, data.parent, "is not in")
+
+    def test_missing(self, resolve, data: Path) -> None:
+        refused(resolve, data / "nothing", "No such file")
+        os.symlink("nothing", data / "dangling")
+        refused(resolve, data / "dangling", "No such file")
+        (data / "a").touch()
+        refused(resolve, data / "a" / "b", "Not a directory")
+
+    def test_a_link_to_itself(self, resolve, data: Path) -> None:
+        os.symlink("loop", data / "loop")
+        refused(resolve, data / "loop", "cannot be read")
+
+    def test_a_name_that_is_too_long(self, resolve, data: Path) -> None:
+        refused(resolve, data / ("x" * 5000), "cannot be read")
+
+    def test_a_nul_byte(self, resolve, data: Path) -> None:
+        refused(resolve, f"{data}/a\0b", "")
+
+    @pytest.mark.timeout(10)
+    def test_a_fifo(self, resolve, data: Path) -> None:
+        os.mkfifo(data / "f", 0o666)
+        refused(resolve, data / "f", "is a FIFO")
+
+    def test_a_socket(self, resolve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(data)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind("s")
+            refused(resolve, data / "s", "is a socket")
+
+    def test_devices(self, resolve, data: Path) -> None:
+        prerequisite(os.geteuid() == 0, "devices can be made by root only")
+        os.mknod(data / "zero", 0o20666, os.makedev(1, 5))
+        os.mknod(data / "disk", 0o60666, os.makedev(7, 0))
+        refused(resolve, data / "zero", "is a device")
+        refused(resolve, data / "disk", "is a device")
+
+    @pytest.mark.parametrize("mode", [0o000, 0o600, 0o640, 0o660])
+    def test_a_file_that_another_uid_cannot_read(self, resolve, data: Path, mode: int) -> None:
+        (data / "a").write_text("x")
+        os.chmod(data / "a", mode)
+        error = refused(resolve, data / "a", "cannot be read by an execution", other_uid=True)
+        assert error.hint == f"Let others read it: chmod o+r {data}/a"
+
+    @pytest.mark.parametrize("mode", [0o700, 0o704, 0o701])
+    def test_a_folder_that_another_uid_cannot_enter(self, resolve, data: Path, mode: int) -> None:
+        (data / "a").mkdir()
+        os.chmod(data / "a", mode)
+        refused(resolve, data / "a", "cannot be read by an execution", other_uid=True)
+
+    def test_what_everybody_may_read(self, resolve, data: Path) -> None:
+        (data / "a").write_text("x")
+        os.chmod(data / "a", 0o404)
+        assert resolve(data / "a", other_uid=True).facts.bytes == 1
+
+    def test_a_file_that_we_cannot_read(self, resolve, data: Path) -> None:
+        prerequisite(os.geteuid() != 0, "root reads everything: this is for an ordinary user")
+        (data / "a").write_text("x")
+        os.chmod(data / "a", 0)
+        refused(resolve, data / "a", "Permission denied")
+
+    @pytest.mark.parametrize("name", ["", "a/b", "..", ".", "a b", "-x", "ö", "a\nb", "x" * 200, "a\0", "../../etc"])
+    def test_names_that_are_no_file_names(self, resolve, data: Path, name: str) -> None:
+        (data / "a").write_text("x")
+        with pytest.raises(SpecError, match="input's name"):
+            resolve(data / "a", name)
+
+
+class TestPackage:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "package://../../home ö/store.db",
+            "package://pkg/../../../data",
+            "package:///etc/passwd",
+            "package://..",
+            "package://~/x",
+        ],
+    )
+    def test_no_way_out_of_the_packages(self, resolve, source: str) -> None:
+        with pytest.raises(SpecError):
+            resolve(source)
+
+    def test_a_link_out_of_the_packages(self, resolve, packages: Path) -> None:
+        os.symlink("/etc/passwd", packages / "link")
+        refused(resolve, "package://link", "is not in the runtime's packages")
+
+
+class TestForgesOwn:
+    """A deployment may allow roots that hold its own home: what lies in there is still nobody's input."""
+
+    @pytest.fixture
+    def resolve(self, tmp_path: Path, packages: Path):
+        from forge_orchestration.settings import load_settings, make_home
+
+        home = tmp_path / "data" / "forge"
+        home.mkdir(parents=True)
+        (home / "settings.toml").write_text(f'allowed_input_roots = ["{tmp_path}/data"]\n')
+        settings = load_settings(home)
+        make_home(settings)
+        (home / "store.db").write_text("rows")
+        (home / "runtimes" / "r").write_text("x")
+        outputs = home / "executions" / "20260102T030405678-9f86d081" / "outputs"
+        outputs.mkdir(parents=True)
+        (outputs.parent / "record.json").write_text("{}")
+        (outputs / "a.csv").write_text("earlier result")
+        return lambda source, **_: resolve_input("x", str(source), settings, packages, Digests(), other_uid=False)
+
+    @pytest.mark.parametrize(
+        "beneath",
+        ["", "store.db", "settings.toml", "runtimes", "runtimes/r", "scratch", "executions", "executions/20260102T030405678-9f86d081",
+         "executions/20260102T030405678-9f86d081/record.json", "executions/20260102T030405678-9f86d081/outputs/../record.json"],
+    )  # fmt: skip
+    def test_its_files_and_folders(self, resolve, tmp_path: Path, beneath: str) -> None:
+        refused(resolve, tmp_path / "data/forge" / beneath, "is not in")
+
+    def test_a_folder_that_holds_it(self, resolve, tmp_path: Path) -> None:
+        refused(resolve, tmp_path / "data", "is not in")
+
+    def test_a_link_to_it(self, resolve, tmp_path: Path) -> None:
+        os.symlink(tmp_path / "data/forge/store.db", tmp_path / "data/innocent")
+        refused(resolve, tmp_path / "data/innocent", "is not in")
+
+    def test_an_earlier_executions_output_is_a_fine_input(self, resolve, tmp_path: Path) -> None:
+        found = resolve(tmp_path / "data/forge/executions/20260102T030405678-9f86d081/outputs/a.csv")
+        assert found.facts.bytes == len("earlier result")
+
+
+class TestCache:
+    def test_a_file_is_read_once(self, resolve, data: Path) -> None:
+        cache = Digests()
+        (data / "a").write_text("x")
+        first, second = resolve(data / "a", cache=cache), resolve(data / "a", cache=cache)
+        assert first.facts == second.facts and cache.found == 1
+
+    def test_an_edit_of_the_same_size_is_seen(self, resolve, data: Path) -> None:
+        cache = Digests()
+        (data / "a").write_text("x")
+        facts = (data / "a").stat()
+        first = resolve(data / "a", cache=cache).facts.sha256
+        (data / "a").write_text("y")
+        os.utime(data / "a", ns=(facts.st_atime_ns, facts.st_mtime_ns))  # only the change time tells them apart
+        assert resolve(data / "a", cache=cache).facts.sha256 != first
+
+    def test_the_files_of_a_folder_are_remembered(self, resolve, data: Path) -> None:
+        cache = Digests()
+        (data / "f").mkdir()
+        (data / "f/a").write_text("x")
+        resolve(data / "f", cache=cache)
+        resolve(data / "f", cache=cache)
+        assert cache.found == 1
