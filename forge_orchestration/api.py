@@ -106,16 +106,16 @@ def command_spec(
         SpecError: The request is wrong.
         RuntimeCatalogError: The runtime is unknown.
     """
-    from forge_orchestration.analyses.checks import check_count, check_environment, check_output_pattern
+    from forge_orchestration.analyses.checks import check_command, check_count, check_environment, check_output_pattern
+    from forge_orchestration.executions.inputs import check_input_name
     from forge_orchestration.model.limits import check_limits, updated_limits
     from forge_orchestration.model.spec import AnalysisSpec
     from forge_orchestration.runtimes.catalog import load_definition
 
     words = tuple(command)
-    if not words or not all(isinstance(word, str) and "\0" not in word for word in words) or not words[0]:
-        raise SpecError("There is no command to run.", "Give it as words: ['python', 'script.py'].")
-    if "=" in words[0]:
-        raise SpecError(f"The program '{words[0][:80]}' cannot have '=' in its name.", "To set a variable, use env.")
+    check_command(words, f"the {asked_by}")
+    for name in inputs or {}:
+        check_input_name(name, f"the {asked_by}")
     name = runtime or "forge-python"
     effective = updated_limits(settings.defaults, load_definition(name, settings).limits, f"runtime '{name}'")
     effective = updated_limits(effective, limits or {}, f"the {asked_by}")

@@ -10,7 +10,7 @@ import functools
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,28 +21,28 @@ from forge_orchestration.model.limits import Limits, updated_limits
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`."""
 
-    first_uid: int = 1_879_000_000
-    count: int = 1024
+    first_uid: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_879_000_000
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 1024
 
 
 class CgroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`parent` is a delegated cgroup, relative to each controller's mount (v1) or to the v2 mount; empty: find one."""
 
-    parent: str = ""
+    parent: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9_@:-][A-Za-z0-9_.@:-]*(/|$))*$")] = ""
 
 
 class MessageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Caps on what an analysis may say through `/forge/messages` before it is ended as `output_rejected`."""
 
-    max_line_bytes: int = 64 * 2**10
-    max_count: int = 10_000
+    max_line_bytes: Annotated[int, msgspec.Meta(ge=256, le=2**24)] = 64 * 2**10
+    max_count: Annotated[int, msgspec.Meta(ge=0)] = 10_000
 
 
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Caps on what is collected from `/forge/outputs`; what lies beyond them is listed as rejected."""
 
-    max_files: int = 10_000
-    max_depth: int = 32
+    max_files: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    max_depth: Annotated[int, msgspec.Meta(ge=1)] = 32
 
 
 class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,9 +54,9 @@ class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         fork_bomb_grace_s: How long the kernel may go on refusing processes before the execution is ended.
     """
 
-    on_controller_loss: str = "kill"
-    poll_s: float = 0.05
-    fork_bomb_grace_s: float = 2.0
+    on_controller_loss: Literal["kill", "continue"] = "kill"
+    poll_s: Annotated[float, msgspec.Meta(ge=0.001, le=10)] = 0.05
+    fork_bomb_grace_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 2.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +140,8 @@ def load_settings(home: Path | None = None) -> Settings:
     """
     home = forge_home() if home is None else home
     path = home / "settings.toml"
+    if next((one for one in (home, *home.parents) if one.exists()), home).is_file():
+        raise SpecError(f"FORGE_HOME {home} is not a folder.", "Set FORGE_HOME to a folder that you may write.")
     try:
         facts = os.stat(path)
         version = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
@@ -173,15 +175,13 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
         settings = msgspec.convert(values, Settings, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         raise SpecError(f"The settings in {path} are wrong: {error}.") from error
-    if settings.supervision.on_controller_loss not in ("kill", "continue"):
-        raise SpecError(f'\'supervision.on_controller_loss\' in {path} must be "kill" or "continue".')
     return settings
 
 
 def _decode_path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(os.path.abspath(os.path.expanduser(value)))
-    raise NotImplementedError
+    raise ValueError(f"a path was expected, not {value!r}")
 
 
 def make_home(settings: Settings) -> None:

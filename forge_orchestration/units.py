@@ -16,6 +16,7 @@ _BYTES = {
     "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 }  # fmt: skip
 _SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOST = 2.0**62  # what fits the kernel's counters
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -23,15 +24,15 @@ def _split(value: object, units: dict[str, float] | dict[str, int], what: str, e
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise SpecError(f"{what} must be written like {example}, not {value!r}.")
     if isinstance(value, (int, float)):
-        number, scale = float(value), 1.0
+        number, scale = (float(value) if abs(value) < _MOST else math.inf), 1.0
     else:
         match = _NUMBER.fullmatch(value)
         if match is None or match[2] not in units:
             known = ", ".join(unit for unit in units if unit)
             raise SpecError(f"{what} is {value!r}, which cannot be read.", f"Write it like {example}; units: {known}.")
         number, scale = float(match[1]), units[match[2]]
-    if not math.isfinite(number) or number < 0:
-        raise SpecError(f"{what} is {value!r}; it must be a finite number of zero or more.", f"Write it like {example}.")
+    if not 0 <= number * scale < _MOST:
+        raise SpecError(f"{what} is {value!r}; it must be zero or more, and less than 2^62.", f"Write it like {example}.")
     return number * scale
 
 

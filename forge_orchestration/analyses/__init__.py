@@ -10,13 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.analyses.checks import check_count, check_environment, check_output_pattern
+from forge_orchestration.analyses.checks import check_command, check_count, check_environment, check_output_pattern
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.inputs import check_input_name
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Param, ParamValue
 from forge_orchestration.sandbox.view import ANALYSIS
 from forge_orchestration.settings import Settings
 
+_MAX_DIGITS = 400
 SHIPPED = Path(__file__).parent
 # also the names of Dagster assets and jobs, which allow no more than this
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -106,8 +108,11 @@ def _load_yaml(path: Path) -> object:
 
 
 def _check(content: AnalysisDefinition, path: Path) -> None:
-    if not content.command or not all(content.command):
-        raise SpecError(f"{path} has an empty command.", "Write it as a list: [python, script.py].")
+    check_command(content.command, str(path))
+    if not all(content.command):
+        raise SpecError(f"The command in {path} has an empty word.", "Write it as a list: [python, script.py].")
+    for name in content.inputs:
+        check_input_name(name, str(path))
     for name, param in content.params.items():
         if param.type not in _TYPES:
             raise SpecError(f"Parameter '{name}' in {path} has type '{param.type}'.", f"The types are: {', '.join(_TYPES)}.")
@@ -127,23 +132,30 @@ def checked_param(name: str, param: Param, value: object, where: str) -> ParamVa
     Raises:
         SpecError: The wrong type, or out of bounds.
     """
-    what = f"Parameter '{name}' in {where} is {value!r}"
+    what = f"Parameter '{name}' in {where} is {_shown(value)}"
     kinds = _TYPES[param.type]
     converted: object = value
     if isinstance(value, str) and param.type != "str":
         try:
+            if len(value) > _MAX_DIGITS:
+                raise ValueError
             converted = {"true": True, "false": False}[value.lower()] if param.type == "bool" else kinds[-1](value)
         except (KeyError, ValueError):
             raise SpecError(f"{what}; it must be of type {param.type}.") from None
     if not isinstance(converted, kinds) or (isinstance(converted, bool) and param.type != "bool"):
         raise SpecError(f"{what}; it must be of type {param.type}.")
-    if param.type == "float" and isinstance(converted, int):
-        converted = float(converted)
+    if param.type == "float" and isinstance(converted, (int, float)):
+        try:
+            converted = float(converted)
+        except OverflowError:
+            converted = math.inf
+        if not math.isfinite(converted):
+            raise SpecError(f"{what}; it must be a finite number.")
     if param.choices is not None and converted not in param.choices:
         raise SpecError(f"{what}; it must be one of {', '.join(map(str, param.choices))}.")
     if isinstance(converted, (int, float)) and not isinstance(converted, bool):
         low, high = param.min, param.max
-        if math.isnan(converted) or (low is not None and converted < low) or (high is not None and converted > high):
+        if (low is not None and converted < low) or (high is not None and converted > high):
             raise SpecError(
                 f"{what}; it must lie between {low if low is not None else '-∞'} and {high if high is not None else '∞'}."
             )
@@ -237,8 +249,16 @@ def spec_from_definition(
     )
 
 
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return "a number of very many digits"
+
+
 def _inside(word: str, folder: str) -> str:
     """A word of the command that names a file of the analysis, as the sandbox sees it."""
-    return (
-        f"{ANALYSIS}/{os.path.normpath(word)}" if not os.path.isabs(word) and os.path.isfile(os.path.join(folder, word)) else word
-    )
+    path = os.path.normpath(word)
+    if os.path.isabs(path) or path.startswith("..") or not os.path.isfile(os.path.join(folder, path)):
+        return word
+    return f"{ANALYSIS}/{path}"

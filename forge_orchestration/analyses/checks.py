@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from forge_orchestration.errors import SpecError
 
@@ -18,6 +18,20 @@ def check_output_pattern(pattern: str, what: str) -> None:
     """
     if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
         raise SpecError(f"The {what} is {pattern!r}.", "Write a file name or pattern relative to $FORGE_OUTPUTS.")
+
+
+def check_command(words: Sequence[str], where: str) -> None:
+    """Refuse what cannot be executed.
+
+    Raises:
+        SpecError: No program, a NUL byte, or a program that `env` would take for a variable.
+    """
+    if not words or not words[0]:
+        raise SpecError(f"There is no command to run in {where}.", "Give it as words: [python, script.py].")
+    if not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise SpecError(f"The command in {where} has a word that is no text, or that has a NUL byte in it.")
+    if "=" in words[0]:
+        raise SpecError(f"The program '{words[0][:80]}' in {where} cannot have '=' in its name.", "To set a variable, use env.")
 
 
 def check_environment(variables: Mapping[str, str], where: str) -> None:

@@ -15,9 +15,19 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.model.record import InputFacts
 from forge_orchestration.settings import Settings
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
 _PACKAGE = "package://"
+_INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def check_input_name(name: str, where: str) -> None:
+    """Refuse what cannot be a file's name beneath `/forge/inputs`.
+
+    Raises:
+        SpecError: Names it.
+    """
+    if not _INPUT_NAME.fullmatch(name):
+        raise SpecError(f"'{name[:80]}' in {where} cannot be an input's name.", "Use letters, digits, '_', '-' and '.'.")
 
 
 class DigestCache(Protocol):
@@ -53,8 +63,9 @@ def resolve_input(
     Raises:
         SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
     """
-    if not _NAME.fullmatch(name):
-        raise SpecError(f"'{name[:80]}' cannot be an input's name.", "Use letters, digits, '_', '-' and '.'.")
+    check_input_name(name, "the request")
+    if not source or "\0" in source:
+        raise SpecError(f"Input '{name}' has no path.", "Write it as NAME=PATH.")
     in_package = source.startswith(_PACKAGE)
     if in_package:
         path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
@@ -74,6 +85,8 @@ def resolve_input(
     try:
         facts = os.fstat(fd)
         mode = facts.st_mode
+        if stat.S_ISLNK(mode):  # every other link has been followed
+            raise SpecError(f"Input '{name}' ({source}) cannot be read: it is a link that leads to itself.")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             kind = next((text for test, text in _KINDS.items() if test(mode)), "something else")
             raise SpecError(f"Input '{name}' ({source}) is {kind}; an input is a file or a folder.")
@@ -113,7 +126,8 @@ def _digest(fd: int, facts: os.stat_result, cache: DigestCache) -> tuple[str, in
     try:
         for root, folders, files, folder_fd in os.fwalk(".", dir_fd=top, follow_symlinks=False):
             folders.sort()
-            for name in sorted(files):
+            # folders too: an empty one is seen inside, and one that is linked is a link here
+            for name in sorted([*folders, *files]):
                 content, size = _entry_digest(name, folder_fd, cache)
                 total += size
                 digest.update(msgspec.json.encode([os.fsencode(os.path.join(root, name)).hex(), content]))

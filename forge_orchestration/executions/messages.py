@@ -87,6 +87,8 @@ def _from_pipes(raw: dict[str, Any]) -> Message:
             return Message(type="metadata", values={"message": _text(msgspec.json.encode(params.get("payload")).decode())})
         case "report_asset_materialization":
             values = params.get("metadata") or {}
+            if not isinstance(values, dict):
+                raise ValueError("metadata is not an object")
             return Message(type="metadata", values={str(name): _pipes_value(value) for name, value in values.items()})
     raise ValueError(f"method {str(method)[:40]!r} is not allowed")
 

@@ -19,6 +19,7 @@ from forge_orchestration.model.record import OutputFacts, RejectedOutput
 from forge_orchestration.settings import OutputSettings
 
 _CHUNK = 1 << 20
+_MAX_PATH_BYTES = 2048  # the kernel takes 4096 at once, and the execution's own folder comes before it
 _KINDS = {
     stat.S_ISLNK: "a link", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device",
 }  # fmt: skip
@@ -91,7 +92,7 @@ def _walk(root: int, caps: OutputSettings) -> Iterator[tuple[bytes, int, bytes, 
                 except OSError as error:
                     yield path, fd, name, f"it cannot be read ({error.strerror})"
                     continue
-                if why := _bad_name(name):
+                if why := _bad_name(name) or ("its path is too long" if len(path) > _MAX_PATH_BYTES else ""):
                     yield path, fd, name, why
                 elif stat.S_ISDIR(mode):
                     if path.count(b"/") + 1 >= caps.max_depth:

@@ -157,9 +157,13 @@ class Store:
 def _file_key(facts: os.stat_result) -> tuple[int, int, int, int, int]:
     # SQLite's integers are signed; device and inode numbers are not
     return (
-        facts.st_dev,
-        facts.st_ino - (1 << 64) if facts.st_ino >> 63 else facts.st_ino,
+        _signed(facts.st_dev),
+        _signed(facts.st_ino),
         facts.st_size,
         facts.st_mtime_ns,
         facts.st_ctime_ns,
     )
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number

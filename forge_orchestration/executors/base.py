@@ -54,7 +54,7 @@ class AnalysisExecutor(ABC):
     name: str
     capabilities: ExecutorCapabilities
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> None:  # noqa: B027
         """Begin what takes time before the first `submit`, and return at once; by default there is nothing to begin."""
 
     @abstractmethod

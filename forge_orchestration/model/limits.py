@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -69,10 +70,10 @@ def updated_limits(base: Limits, changes: Mapping[str, object], where: str) -> L
         elif key == "cpus":
             fields["cpus"] = _cpus(value, what)
         elif key == "pids":
-            if isinstance(value, str) and value.strip().isdigit():
+            if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,10}\s*", value):
                 value = int(value)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 4:
-                raise SpecError(f"{what} is {value!r}; it must be a whole number of at least 4.")
+            if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value < 2**31:
+                raise SpecError(f"{what} is {value!r:.80}; it must be a whole number of at least 4.")
             fields["pids"] = value
         else:
             raise SpecError(f"Unknown limit '{key}' in {where}.", f"The limits are: {', '.join(LIMIT_KEYS)}.")
@@ -84,8 +85,8 @@ def _cpus(value: object, what: str) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         cpus = float(value)
-    except ValueError:
-        raise SpecError(f"{what} is {value!r}; it must be a number of cores like 1 or 0.5.") from None
+    except (ValueError, OverflowError):
+        raise SpecError(f"{what} is {value!r:.80}; it must be a number of cores like 1 or 0.5.") from None
     if not 0.01 <= cpus < 10**6:
         raise SpecError(f"{what} is {value!r}; it must be a number of cores of at least 0.01.")
     return cpus

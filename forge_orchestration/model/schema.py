@@ -13,7 +13,8 @@ from forge_orchestration.model.record import ExecutionRecord
 
 def record_schema() -> dict[str, Any]:
     """The schema as `docs/record.schema.json` holds it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(ExecutionRecord)}
+    schema = msgspec.to_builtins(msgspec.json.schema(ExecutionRecord), str_keys=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(json.dumps(schema))}
 
 
 if __name__ == "__main__":

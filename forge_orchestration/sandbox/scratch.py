@@ -42,8 +42,8 @@ class Workspace(ABC):
         """Make it, empty, for `identity` alone; returns the limit as read back."""
 
     @abstractmethod
-    def is_full(self) -> bool:
-        """Look at it once: whether its limit stands in the way right now. Keeps `peak_bytes`."""
+    def is_full(self, *, at_the_end: bool = False) -> bool:
+        """Whether its limit stands in the way right now. Keeps `peak_bytes`. Only `at_the_end` is it looked at in any case."""
 
     @abstractmethod
     def remove(self) -> tuple[int, int]:
@@ -95,7 +95,7 @@ class LoopWorkspace(Workspace):
             raise SandboxError(f"The workspace should hold {format_bytes(self.limit_bytes)}, but offers {format_bytes(available)}.")
         return Enforced(value=available, source=f"statvfs of an ext4 image on {device}")
 
-    def is_full(self) -> bool:
+    def is_full(self, *, at_the_end: bool = False) -> bool:
         space = os.statvfs(self.folder)
         used = (self._free_at_start[0] - space.f_bavail) * space.f_frsize
         self.peak_bytes = max(self.peak_bytes, used)
@@ -145,9 +145,9 @@ class FolderWorkspace(Workspace):
         self._make_folders(identity)
         return Enforced(value=self.limit_bytes, source="measured by the supervisor; RLIMIT_FSIZE for one file")
 
-    def is_full(self) -> bool:
+    def is_full(self, *, at_the_end: bool = False) -> bool:
         now = time.monotonic()
-        if now >= self._next_look:
+        if at_the_end or now >= self._next_look:
             used = folder_bytes(self.folder)
             self.peak_bytes = max(self.peak_bytes, used)
             self._full = used >= self.limit_bytes

@@ -115,7 +115,7 @@ class Supervisor:
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)
         ended = time.monotonic()
-        full = workspace.is_full() or self._scratch_full
+        full = workspace.is_full(at_the_end=True) or self._scratch_full
         group.end()
         counters = group.counters()
         wall_s = ended - child.released_at if child.released_at else 0.0

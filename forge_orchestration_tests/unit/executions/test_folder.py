@@ -39,12 +39,6 @@ def test_what_is_no_id_is_refused(tmp_path: Path, hostile: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_a_refusal_moves_no_terminals_cursor(tmp_path: Path) -> None:
-    with pytest.raises(SpecError) as caught:
-        ExecutionFolder(tmp_path, "a\x1b[2J\nb")
-    assert str(caught.value).isprintable()
-
-
 def test_it_is_closed_to_others(tmp_path: Path) -> None:
     folder = ExecutionFolder(tmp_path, ID)
     before = os.umask(0)

@@ -178,13 +178,14 @@ class TestRefused:
 
     def test_a_link_to_itself(self, resolve, data: Path) -> None:
         os.symlink("loop", data / "loop")
-        refused(resolve, data / "loop", "cannot be read")
+        refused(resolve, data / "loop", "link")
 
     def test_a_name_that_is_too_long(self, resolve, data: Path) -> None:
         refused(resolve, data / ("x" * 5000), "cannot be read")
 
     def test_a_nul_byte(self, resolve, data: Path) -> None:
-        refused(resolve, f"{data}/a\0b", "")
+        with pytest.raises(SpecError):
+            resolve(f"{data}/a\0b")
 
     @pytest.mark.timeout(10)
     def test_a_fifo(self, resolve, data: Path) -> None:

@@ -1,0 +1,205 @@
+"""The seal: whatever becomes of a runtime after it was built is found, and named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.runtimes import seal
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sealed build with files, folders, links, byte code and hostile names."""
+    build = tmp_path / "build ö'"
+    prefix = build / "prefix"
+    for name, content in {
+        "bin/tool": "#!/bin/sh\n", "lib/a.py": "one = 1\n", "lib/b.py": "two = 2\n", "lib/-x\ny": "odd", "lib/empty": "",
+        "lib/__pycache__/a.pyc": "code",
+    }.items():  # fmt: skip
+        (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / name).write_text(content)
+    os.chmod(prefix / "bin/tool", 0o755)
+    os.symlink("tool", prefix / "bin/link")
+    os.symlink("/usr/bin/python3", prefix / "bin/python3")
+    seal.save(build, seal.make(prefix))
+    return build
+
+
+def replace_keeping_times(path: Path, content: str) -> None:
+    facts = path.stat()
+    assert len(content) == facts.st_size
+    path.write_text(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_what_was_sealed_is_as_it_was(folder: Path) -> None:
+    assert seal.compare(folder, full=False) == seal.compare(folder, full=True) == []
+
+
+def test_a_seal_comes_back(folder: Path) -> None:
+    assert seal.load(folder) == seal.make(folder / "prefix")
+
+
+def test_it_lists_everything_sorted_with_kinds(folder: Path) -> None:
+    entries = {entry.path: entry for entry in seal.make(folder / "prefix")}
+    assert {path: entry.kind for path, entry in entries.items()} == {
+        "bin": "d", "lib": "d", "lib/__pycache__": "d", "bin/tool": "f", "lib/a.py": "f", "lib/b.py": "f", "lib/-x\ny": "f",
+        "lib/empty": "f", "lib/__pycache__/a.pyc": "f", "bin/link": "l", "bin/python3": "l",
+    }  # fmt: skip
+    assert entries["bin/link"].target == "tool" and entries["bin/tool"].mode == 0o755
+    assert all(bool(entry.sha256) is (entry.kind == "f") for entry in entries.values())
+
+
+def edit(prefix: Path) -> None:
+    (prefix / "lib/a.py").write_text("one = 1; import evil\n")
+
+
+def edit_same_size(prefix: Path) -> None:
+    (prefix / "lib/a.py").write_text("one = 2\n")
+    os.utime(prefix / "lib/a.py", (1, 1))
+
+
+CHANGES = {
+    "edited": (edit, "lib/a.py was edited"),
+    "edited, same size": (edit_same_size, "lib/a.py was edited"),
+    "touched": (lambda prefix: os.utime(prefix / "lib/a.py", (1, 1)), "lib/a.py was edited"),
+    "added file": (lambda prefix: (prefix / "lib/evil.pth").touch(), "lib/evil.pth was added"),
+    "added folder": (lambda prefix: (prefix / "lib/new").mkdir(), "lib/new was added"),
+    "added link": (lambda prefix: os.symlink("/etc", prefix / "lib/etc"), "lib/etc was added"),
+    "missing file": (lambda prefix: (prefix / "lib/b.py").unlink(), "lib/b.py is missing"),
+    "missing link": (lambda prefix: (prefix / "bin/link").unlink(), "bin/link is missing"),
+    "mode": (lambda prefix: os.chmod(prefix / "lib/a.py", 0o4777), "lib/a.py has mode 4777 instead of"),
+    "mode of a folder": (lambda prefix: os.chmod(prefix / "lib", 0o777), "lib has mode 777 instead of"),
+    "link target": (
+        lambda prefix: ((prefix / "bin/link").unlink(), os.symlink("evil", prefix / "bin/link")),
+        "bin/link links elsewhere",
+    ),
+    "file becomes link": (
+        lambda prefix: ((prefix / "lib/a.py").unlink(), os.symlink("b.py", prefix / "lib/a.py")),
+        "lib/a.py was replaced by another kind of file",
+    ),
+    "link becomes file": (
+        lambda prefix: ((prefix / "bin/link").unlink(), (prefix / "bin/link").touch()),
+        "bin/link was replaced by another kind of file",
+    ),
+    "file becomes folder": (
+        lambda prefix: ((prefix / "lib/a.py").unlink(), (prefix / "lib/a.py").mkdir()),
+        "lib/a.py was replaced by another kind of file",
+    ),
+    "file becomes fifo": (
+        lambda prefix: ((prefix / "lib/a.py").unlink(), os.mkfifo(prefix / "lib/a.py")),
+        "lib/a.py was replaced by another kind of file",
+    ),
+}
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_found_and_named(folder: Path, change: str, full: bool) -> None:
+    make_it, finding = CHANGES[change]
+    make_it(folder / "prefix")
+    findings = seal.compare(folder, full=full)
+    assert len(findings) == 1 and findings[0].startswith(finding), findings
+
+
+def test_only_full_finds_an_edit_that_kept_size_and_time(folder: Path) -> None:
+    replace_keeping_times(folder / "prefix/lib/a.py", "one = 9\n")
+    assert seal.compare(folder, full=False) == []
+    assert seal.compare(folder, full=True) == ["lib/a.py has other content, though size and time are the same"]
+
+
+class TestByteCode:
+    def test_what_python_writes_later_is_no_finding(self, folder: Path) -> None:
+        cache = folder / "prefix/lib/__pycache__"
+        (cache / "b.pyc").write_text("new")
+        (cache / "a.pyc").unlink()
+        (folder / "prefix/bin/__pycache__").mkdir()
+        assert seal.compare(folder, full=False) == []
+
+    def test_edited_byte_code_is_found_by_full(self, folder: Path) -> None:
+        """Python would run it."""
+        replace_keeping_times(folder / "prefix/lib/__pycache__/a.pyc", "evil")
+        assert seal.compare(folder, full=False) == []
+        assert len(seal.compare(folder, full=True)) == 1
+
+
+def test_a_prefix_that_is_gone(folder: Path) -> None:
+    shutil.rmtree(folder / "prefix")
+    assert seal.compare(folder, full=False)
+
+
+def test_many_findings_are_cut(folder: Path) -> None:
+    for number in range(100):
+        (folder / f"prefix/{number}").touch()
+    assert len(seal.compare(folder, full=False)) == 20
+
+
+@pytest.mark.parametrize("content", [None, "", "[", '{"a": 1}', '[["a"]]'])
+def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | None) -> None:
+    (folder / "seal.json").unlink()
+    if content is not None:
+        (folder / "seal.json").write_text(content)
+    with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
+        seal.compare(folder, full=False)
+
+
+class TestDigests:
+    def test_the_seal_digest_is_of_everything(self, folder: Path) -> None:
+        entries = seal.make(folder / "prefix")
+        first = seal.seal_digest(entries)
+        assert seal.seal_digest(entries[::-1]) == first
+        os.chmod(folder / "prefix/lib/a.py", 0o600)
+        assert seal.seal_digest(seal.make(folder / "prefix")) != first
+
+    def test_times_are_no_part_of_it(self, folder: Path) -> None:
+        first = seal.seal_digest(seal.make(folder / "prefix"))
+        os.utime(folder / "prefix/lib/a.py", (1, 1))
+        assert seal.seal_digest(seal.make(folder / "prefix")) == first
+
+    def test_the_content_digest_leaves_out_what_differs_between_builds_of_one_lock(self, folder: Path) -> None:
+        prefix = folder / "prefix"
+        first = seal.content_digest(seal.make(prefix), "3.11.2")
+        (prefix / "lib/__pycache__/a.pyc").write_text("other time stamp")
+        (prefix / "lib/RECORD").write_text("paths")
+        (prefix / "pyvenv.cfg").write_text("home")
+        (prefix / "bin/activate").write_text("where it lies")
+        (prefix / "bin/python3").unlink()
+        os.symlink("/opt/python/bin/python3", prefix / "bin/python3")
+        assert seal.content_digest(seal.make(prefix), "3.11.2") == first
+
+    def test_the_content_digest_has_what_a_program_sees(self, folder: Path) -> None:
+        prefix = folder / "prefix"
+        digests = {seal.content_digest(seal.make(prefix), "3.11.2"), seal.content_digest(seal.make(prefix), "3.12.1")}
+        for change in ("edited", "added file", "missing link"):
+            CHANGES[change][0](prefix)
+            digests.add(seal.content_digest(seal.make(prefix), "3.11.2"))
+        assert len(digests) == 5
+
+
+class TestQuickVerdict:
+    def test_a_fresh_verdict_is_trusted_for_a_while(self, folder: Path) -> None:
+        first = seal.quick_verdict(folder, 60)
+        edit(folder / "prefix")
+        assert seal.quick_verdict(folder, 60) == first
+        assert seal.quick_verdict(folder, 0).findings == ["lib/a.py was edited"]
+
+    def test_a_bad_verdict_is_not_remembered(self, folder: Path) -> None:
+        content = (folder / "prefix/lib/a.py").read_text()
+        facts = (folder / "prefix/lib/a.py").stat()
+        edit(folder / "prefix")
+        assert seal.quick_verdict(folder, 60).findings
+        (folder / "prefix/lib/a.py").write_text(content)
+        os.utime(folder / "prefix/lib/a.py", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert seal.quick_verdict(folder, 60).findings == []
+
+    @pytest.mark.parametrize("kept", ["", "{", '{"at": 99999999999, "findings": []}', '{"at": "soon"}', "[]"])
+    def test_a_torn_one_or_one_of_the_future_is_not_trusted(self, folder: Path, kept: str) -> None:
+        edit(folder / "prefix")
+        (folder / "verified.json").write_text(kept)
+        assert seal.quick_verdict(folder, 60).findings
