@@ -51,7 +51,11 @@ def claimed_identity(settings: IdentitySettings, execution_id: str) -> Iterator[
         raise SandboxError(f"All uids from {settings.first_uid} to {last} are in use.", "Raise identity.count in settings.toml.")
     try:
         yield Identity(mode="own_uid", uid=uid, gid=uid)
-        os.ftruncate(fd, 0)  # reached only without an error: an unclean end keeps the name
+        os.ftruncate(fd, 0)
+    except BaseException:
+        if not uid_in_use(uid):  # an end that left processes keeps the name, and so the uid
+            os.ftruncate(fd, 0)
+        raise
     finally:
         os.close(fd)
 

@@ -229,9 +229,8 @@ def test_a_parameter_that_fits(name: str, value: object, result: object) -> None
     ids=lambda value: ascii(value)[:12],
 )  # fmt: skip
 def test_a_parameter_that_does_not_fit_is_named(name: str, value: object) -> None:
-    with pytest.raises(SpecError, match=f"Parameter '{name}' in the test") as caught:
+    with pytest.raises(SpecError, match=f"Parameter '{name}' in the test"):
         checked_param(name, PARAMS[name], value, "the test")
-    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), "inf", "1e999"])

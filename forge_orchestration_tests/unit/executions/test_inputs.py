@@ -146,7 +146,7 @@ class TestGood:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("source", ["/etc/passwd", "/", "/proc/self/environ", "/root", "/dev/null", "/sys/kernel", "", "."])
+    @pytest.mark.parametrize("source", ["/etc/passwd", "/", "/proc/self/environ", "/root", "/dev/null", "/sys/kernel", "."])
     def test_outside_of_the_roots(self, resolve, source: str, data: Path) -> None:
         error = refused(resolve, source, "is not in")
         assert str(data) in error.hint

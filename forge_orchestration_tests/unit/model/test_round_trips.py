@@ -72,8 +72,8 @@ RECORD = ExecutionRecord(
 PLAN = LaunchPlan(
     execution_id="i", folder=TEXT, workspace=TEXT, templates="t", bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
     environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
-    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=5, count=6),
-    messages=MessageSettings(max_line_bytes=7, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
+    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=5000, count=6),
+    messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
@@ -109,7 +109,7 @@ EXAMPLES: list[msgspec.Struct] = [
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
-    IdentitySettings(first_uid=5, count=6), CgroupSettings(parent=TEXT), MessageSettings(max_line_bytes=1, max_count=2),
+    IdentitySettings(first_uid=5000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
     OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
 ]  # fmt: skip
 # they stay in the process that made them

@@ -1,0 +1,289 @@
+"""bubblewrap's command line: what must be in it, what must never be, and the checks of what stands before the command starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from forge_orchestration.errors import HostError, SandboxError
+from forge_orchestration.model.limits import Limits
+from forge_orchestration.sandbox import bubblewrap, view
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.settings import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
+
+OWN_UID = Identity(mode="own_uid", uid=1_879_000_001, gid=1_879_000_001)
+USER = Identity(mode="user_namespace", uid=1000, gid=1000)
+HOSTILE = {
+    "LD_PRELOAD": "/forge/inputs/evil.so", "LD_LIBRARY_PATH": "/forge/inputs", "LD_AUDIT": "/forge/inputs/evil.so",
+    "GCONV_PATH": "/forge/inputs", "BASH_ENV": "/forge/inputs/x", "A": "--not an option", "B": "a\nb", "C": "ö'\"",
+}  # fmt: skip
+COMMAND = ("--share-net", "-x", "a\nb", "", "ö'")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LaunchPlan:
+    return LaunchPlan(
+        execution_id="20260102T030405678-9f86d081", folder=str(tmp_path / "fol der"), workspace=str(tmp_path / "work-ö"),
+        templates="/t", bubblewrap="/usr/bin/bwrap", command=COMMAND, environment={"PATH": "/usr/bin", **HOSTILE},
+        limits=Limits(memory_bytes=123 * 2**20), system_binds=("/usr", "/etc/fonts"), system_links={"/bin": "usr/bin"},
+        binds=(Bind(source="/host/runtime", target="/forge/runtime", device=1, inode=2),
+               Bind(source="/host/--unshare-none", target="/forge/inputs/x", device=1, inode=3)),
+        outputs={}, parameters_json="{}", cgroup=CgroupSite(version=2, mounts={"unified": "/c"}, parent="p"),
+        identity=IdentitySettings(), messages=MessageSettings(), output_caps=OutputSettings(), supervision=SupervisionSettings(),
+    )  # fmt: skip
+
+
+@pytest.fixture(params=[OWN_UID, USER], ids=lambda identity: identity.mode)
+def identity(request: pytest.FixtureRequest) -> Identity:
+    return request.param
+
+
+def arguments(plan: LaunchPlan, identity: Identity) -> list[str]:
+    files = {view.PARAMS: 10, "/etc/passwd": 11, view.README: 12}
+    return bubblewrap.arguments(plan, identity, files=files, seccomp_fd=20, status_fd=21, gate_fd=22)
+
+
+def options(argv: list[str]) -> list[str]:
+    """What bubblewrap takes for itself."""
+    return argv[: argv.index("--")]
+
+
+def inner(argv: list[str]) -> list[str]:
+    return argv[argv.index("--") + 1 :]
+
+
+def pairs(argv: list[str], option: str, count: int = 2) -> list[tuple[str, ...]]:
+    return [tuple(argv[at + 1 : at + 1 + count]) for at, word in enumerate(argv) if word == option]
+
+
+def test_every_namespace_is_its_own(plan: LaunchPlan, identity: Identity) -> None:
+    own = options(arguments(plan, identity))
+    assert {"--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup"} <= set(own)
+    assert not {"--share-net", "--unshare-all", "--unshare-user-try", "--unshare-cgroup-try"} & set(own)
+    assert ("--unshare-user" in own) is (identity is USER)
+
+
+def test_ties_and_terminals(plan: LaunchPlan, identity: Identity) -> None:
+    assert {"--die-with-parent", "--new-session"} <= set(options(arguments(plan, identity)))
+
+
+def test_no_capability_beyond_those_that_drop_root(plan: LaunchPlan) -> None:
+    own = options(arguments(plan, OWN_UID))
+    assert own.index("--cap-drop") < own.index("--cap-add") and pairs(own, "--cap-drop", 1) == [("ALL",)]
+    assert pairs(own, "--cap-add", 1) == [("CAP_SETUID",), ("CAP_SETGID",), ("CAP_SETPCAP",)]
+    assert "--cap-add" not in arguments(plan, USER) and pairs(arguments(plan, USER), "--cap-drop", 1) == [("ALL",)]
+    assert "--disable-userns" in arguments(plan, USER)
+
+
+def test_the_seccomp_filter_is_given(plan: LaunchPlan, identity: Identity) -> None:
+    assert pairs(options(arguments(plan, identity)), "--seccomp", 1) == [("20",)]
+
+
+def test_nothing_of_the_analysis_is_in_the_environment_of_anything_that_is_still_privileged(
+    plan: LaunchPlan, identity: Identity
+) -> None:
+    argv = arguments(plan, identity)
+    assert "--clearenv" in options(argv) and "--setenv" not in argv
+    env = argv.index("/usr/bin/env", argv.index("--"))
+    for name, value in HOSTILE.items():
+        assert argv.index(f"{name}={value}") > env
+        assert not any(f"{name}=" in word for word in argv[:env])
+    assert argv[env : env + 4] == ["/usr/bin/env", "-i", "-C", view.SCRATCH]
+
+
+def test_root_is_gone_before_the_environment_comes(plan: LaunchPlan) -> None:
+    words = inner(arguments(plan, OWN_UID))
+    assert words[0] == "/usr/bin/setpriv"
+    before_env = words[: words.index("/usr/bin/env")]
+    assert {
+        "--reuid=1879000001", "--regid=1879000001", "--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs",
+        "--bounding-set=-all",
+    } <= set(before_env)  # fmt: skip
+    assert inner(arguments(plan, USER))[0] == "/usr/bin/env"
+
+
+def test_helpers_come_from_the_hosts_read_only_usr(plan: LaunchPlan, identity: Identity) -> None:
+    """Not by PATH, which the analysis declares, and not from anywhere that it or an image could fill."""
+    argv = arguments(plan, identity)
+    words = inner(argv)
+    assert all(word.startswith("/usr/bin/") for word in (words[0], words[words.index("/usr/bin/env")]))
+    assert ("/usr", "/usr") in pairs(argv, "--ro-bind")
+    assert not any(target.startswith("/usr") for _, target in pairs(argv, "--bind"))
+
+
+def test_the_command_is_last_and_as_it_was_given(plan: LaunchPlan, identity: Identity) -> None:
+    argv = arguments(plan, identity)
+    assert tuple(argv[-len(COMMAND) :]) == COMMAND
+    assert argv.index("--") < len(argv) - len(COMMAND)
+
+
+def test_a_variable_cannot_pass_for_an_option_of_env(plan: LaunchPlan, identity: Identity) -> None:
+    """`env` takes words with `=` for variables until the first without; each of ours has one, and begins with a letter."""
+    words = inner(arguments(plan, identity))
+    start = words.index(view.SCRATCH) + 1
+    for word in words[start : start + len(plan.environment)]:
+        assert "=" in word and not word.startswith("-")
+
+
+def test_only_the_workspace_and_the_message_pipe_can_be_written(plan: LaunchPlan, identity: Identity) -> None:
+    argv = arguments(plan, identity)
+    assert dict(reversed(pair) for pair in pairs(argv, "--bind")) == {
+        view.SCRATCH: f"{plan.workspace}/scratch", view.OUTPUTS: f"{plan.workspace}/outputs",
+        view.CHECKPOINT: f"{plan.workspace}/checkpoint", "/tmp": f"{plan.workspace}/tmp",
+        view.MESSAGES: f"{plan.folder}/messages.fifo",
+    }  # fmt: skip
+    assert not {"--dev-bind", "--bind-try", "--overlay"} & set(argv)
+    read_only = pairs(argv, "--ro-bind")
+    for bind in plan.binds:
+        assert (bind.source, bind.target) in read_only
+
+
+def test_the_root_is_read_only_once_everything_is_in_it_and_the_gate_is_last(plan: LaunchPlan, identity: Identity) -> None:
+    own = options(arguments(plan, identity))
+    remount = own.index("--remount-ro")
+    assert own[remount + 1] == "/"
+    mounts = [at for at, word in enumerate(own) if word in ("--bind", "--ro-bind", "--tmpfs", "--proc", "--dev", "--file", "--symlink")]
+    assert max(mounts) < remount
+    assert own[remount + 2 : remount + 7] == ["--perms", "0444", "--ro-bind-data", "22", view.README]
+
+
+def test_of_the_host_only_the_short_list_is_there(plan: LaunchPlan, identity: Identity) -> None:
+    argv = arguments(plan, identity)
+    sources = {source for source, _ in pairs(argv, "--ro-bind")}
+    assert sources <= {"/usr", "/etc/fonts", "/dev/null", "/host/runtime", "/host/--unshare-none"}
+    assert not {"/", "/etc", "/run", "/var", "/home", "/root", "/proc", "/sys", "/dev"} & sources
+
+
+def test_shared_memory_is_limited_by_the_memory_limit(plan: LaunchPlan, identity: Identity) -> None:
+    argv = arguments(plan, identity)
+    at = argv.index("/dev/shm")
+    assert argv[at - 5 : at] == ["--perms", "1777", "--size", str(123 * 2**20), "--tmpfs"]
+
+
+def test_folders_above_a_mount_can_be_entered_by_another_uid(plan: LaunchPlan, identity: Identity) -> None:
+    argv = arguments(plan, identity)
+    made = {argv[at + 3] for at, word in enumerate(argv) if word == "--perms" and argv[at + 1 : at + 3] == ["0755", "--dir"]}
+    assert {"/forge", "/forge/inputs", "/forge/analysis"} <= made
+
+
+class TestFind:
+    def test_it_is_found_by_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "bwrap").touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert bubblewrap.find_bubblewrap() == str(tmp_path / "bwrap")
+
+    def test_without_it_there_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(HostError, match="not installed") as caught:
+            bubblewrap.find_bubblewrap()
+        assert "apt-get install bubblewrap" in caught.value.hint
+
+
+class TestView:
+    def test_the_hosts_system_folders_and_no_others(self) -> None:
+        binds, links = view.system_view()
+        assert binds[0] == "/usr"
+        assert {os.path.dirname(path) for path in binds} <= {"/", "/etc"}
+        assert not set(binds) & {"/", "/etc", "/run", "/home", "/root", "/var", "/opt", "/srv", "/tmp", "/boot", "/sys", "/proc", "/dev"}
+        assert not set(binds) & {"/etc/passwd", "/etc/shadow", "/etc/ssh", "/etc/ssl", "/etc/hosts", "/etc/resolv.conf"}
+        assert all(not target.startswith("/") or target.startswith("/usr") for target in links.values())
+
+    def test_the_environment_is_built_from_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SECRET_OF_THE_HOST", "1")
+        made = view.environment(activation={"PATH": "/forge/runtime/bin"}, declared={"X": "1"}, seed=7, threads=3, deadline=1.5)
+        assert "SECRET_OF_THE_HOST" not in made
+        assert made["PATH"] == "/forge/runtime/bin:/usr/local/bin:/usr/bin:/bin"
+        assert (made["X"], made["FORGE_SEED"], made["OMP_NUM_THREADS"], made["FORGE_DEADLINE"]) == ("1", "7", "3", "1.500")
+        assert {made[name] for name in ("HOME", "TMPDIR", "FORGE_SCRATCH")} == {view.SCRATCH}
+        assert (made["TZ"], made["LC_ALL"]) == ("UTC", "C.UTF-8")
+
+    def test_forges_own_variables_always_hold(self) -> None:
+        declared = {"FORGE_OUTPUTS": "/x", "HOME": "/root", "TMPDIR": "/x", "USER": "root", "FORGE_SEED": "9"}
+        made = view.environment(activation={"FORGE_SEED": "8"}, declared=declared, seed=7, threads=1, deadline=0)
+        assert (made["FORGE_OUTPUTS"], made["HOME"], made["USER"], made["FORGE_SEED"]) == (view.OUTPUTS, view.SCRATCH, "forge", "7")
+
+    def test_threads_may_be_declared_otherwise(self) -> None:
+        made = view.environment(activation={}, declared={"OMP_NUM_THREADS": "9"}, seed=0, threads=1, deadline=0)
+        assert made["OMP_NUM_THREADS"] == "9" and made["MKL_NUM_THREADS"] == "1"
+
+
+MOUNTINFO = """\
+1 0 0:1 / /newroot ro,nosuid,nodev - tmpfs tmpfs rw
+2 1 8:1 /usr /newroot/usr ro,nosuid,nodev - ext4 /dev/sda rw
+3 1 8:1 /in /newroot/forge/inputs/a\\040b ro,nosuid,nodev,relatime - ext4 /dev/sda rw
+4 1 8:1 /in /newroot/twice rw - ext4 /dev/sda rw
+5 1 8:1 /in /newroot/twice ro - ext4 /dev/sda rw
+"""
+
+
+def test_mount_options_by_point() -> None:
+    found = bubblewrap._mount_options(MOUNTINFO)
+    assert found["/"] == {"ro", "nosuid", "nodev"}
+    assert found["/forge/inputs/a b"] == {"ro", "nosuid", "nodev", "relatime"}
+    assert found["/twice"] == {"ro"}
+
+
+def test_groups_of_a_process() -> None:
+    assert bubblewrap._groups("9:cpu,cpuacct:/forge/x\n8:name=systemd:/\n0::/a:b\n") == {
+        "cpu:/forge/x", "cpuacct:/forge/x", "name=systemd:/", ":/a:b"
+    }  # fmt: skip
+
+
+class TestVerify:
+    """Against this very process, which is in no sandbox at all: everything that is not as the plan says is refused."""
+
+    def test_a_file_that_was_swapped(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "x").touch()
+        monkeypatch.setattr(bubblewrap, "_NEW_ROOT", str(tmp_path))
+        swapped = msgspec.structs.replace(plan, binds=(Bind(source="/host/x", target="/x", device=1, inode=2),))
+        with pytest.raises(SandboxError, match="/host/x changed while it was mounted"):
+            bubblewrap.verify(swapped, USER, os.getpid(), set())
+
+    def test_an_input_that_can_be_written(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "x").touch()
+        facts = (tmp_path / "x").stat()
+        monkeypatch.setattr(bubblewrap, "_NEW_ROOT", str(tmp_path))
+        bind = Bind(source="/host/x", target="/x", device=facts.st_dev, inode=facts.st_ino)
+        with pytest.raises(SandboxError, match="/x is not mounted read-only"):
+            bubblewrap.verify(msgspec.structs.replace(plan, binds=(bind,)), USER, os.getpid(), set())
+
+    def test_a_root_that_can_be_written(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"rw"}, "/usr": {"ro", "nosuid"}})
+        with pytest.raises(SandboxError, match="system's folders are not mounted read-only"):
+            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+
+    def test_a_shared_namespace(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
+        with pytest.raises(SandboxError, match="shares the host's mnt namespace"):
+            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+
+    def test_another_cgroup(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
+        monkeypatch.setattr(bubblewrap, "NAMESPACES", ())
+        with pytest.raises(SandboxError, match=r"not in its cgroup: \['memory:/forge/nowhere'\]"):
+            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), OWN_UID, os.getpid(), {"memory:/forge/nowhere"})
+
+    def test_other_users_in_the_namespace(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
+        monkeypatch.setattr(bubblewrap, "NAMESPACES", ())
+        with pytest.raises(SandboxError, match="maps other users"):
+            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+
+
+def test_this_hosts_bubblewrap_knows_every_option(plan: LaunchPlan, identity: Identity) -> None:
+    """Or the sandbox would fail on this host for a reason that no other test names."""
+    import subprocess
+
+    from forge_orchestration_tests.conftest import prerequisite
+
+    prerequisite(shutil.which("bwrap"), "bubblewrap is not installed")
+    known = subprocess.run(["bwrap", "--help"], capture_output=True, text=True, timeout=30).stdout
+    for word in options(arguments(plan, identity)):
+        if word.startswith("--"):
+            assert f"{word} " in known or f"{word}\n" in known, word

@@ -1,0 +1,132 @@
+"""A uid for each execution: never shared, never taken from one whose processes still run, given back at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.sandbox import identity, linux
+from forge_orchestration.sandbox.identity import Identity, claimed_identity, uid_in_use
+from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
+from forge_orchestration.settings import IdentitySettings
+
+RANGE = IdentitySettings(first_uid=1_879_900_000, count=3)
+
+
+@pytest.fixture
+def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(identity, "CLAIMS", tmp_path / "uids")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return tmp_path / "uids"
+
+
+def test_a_claim_is_written_while_it_holds_and_given_back(claims: Path) -> None:
+    with claimed_identity(RANGE, "one") as mine:
+        assert mine.mode == "own_uid" and RANGE.first_uid <= mine.uid < RANGE.first_uid + RANGE.count
+        assert (claims / str(mine.uid)).read_text() == "one"
+    assert (claims / str(mine.uid)).read_text() == ""
+
+
+def test_no_two_share_one(claims: Path) -> None:
+    with claimed_identity(RANGE, "one") as one, claimed_identity(RANGE, "one") as two, claimed_identity(RANGE, "three") as three:
+        assert len({one.uid, two.uid, three.uid}) == 3
+        with pytest.raises(SandboxError, match="All uids") as caught, claimed_identity(RANGE, "four"):
+            pass
+        assert "identity.count" in caught.value.hint
+    with claimed_identity(RANGE, "four"):
+        pass
+
+
+def test_an_unclean_end_keeps_the_name(claims: Path) -> None:
+    with pytest.raises(RuntimeError), claimed_identity(RANGE, "one") as mine:
+        raise RuntimeError
+    assert (claims / str(mine.uid)).read_text() == "one"
+
+
+def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(claims: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = IdentitySettings(first_uid=1_879_900_000, count=1)
+    claims.mkdir()
+    (claims / "1879900000").write_text("dead")
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: True)
+    with pytest.raises(SandboxError), claimed_identity(single, "next"):
+        pass
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: False)
+    with claimed_identity(single, "next") as mine:
+        assert (claims / str(mine.uid)).read_text() == "next"
+
+
+def test_a_link_in_place_of_a_claim_is_not_written_through(claims: Path, tmp_path: Path) -> None:
+    claims.mkdir()
+    (tmp_path / "secret").write_text("keep")
+    for number in range(RANGE.count):
+        os.symlink(tmp_path / "secret", claims / str(RANGE.first_uid + number))
+    with pytest.raises(OSError), claimed_identity(RANGE, "x"):
+        pass
+    assert (tmp_path / "secret").read_text() == "keep"
+
+
+def test_an_ordinary_user_is_itself_in_a_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 1001)
+    monkeypatch.setattr(identity, "CLAIMS", tmp_path / "uids")
+    with claimed_identity(RANGE, "x") as mine:
+        assert mine == Identity(mode="user_namespace", uid=1000, gid=1001)
+    assert not (tmp_path / "uids").exists()
+
+
+def test_who_runs_as_a_uid() -> None:
+    assert uid_in_use(os.getuid())
+    assert not uid_in_use(1_879_987_654)
+
+
+class TestSupervisor:
+    def me(self, **changes: object) -> SupervisorIdentity:
+        facts = {"pid": os.getpid(), "start_time": linux.start_time(os.getpid()), "boot_id": linux.boot_id(), **changes}
+        return SupervisorIdentity(**facts)  # type: ignore[arg-type]
+
+    def test_this_process_is_alive(self) -> None:
+        assert self.me().is_alive and not self.me().wait(0.01)
+
+    @pytest.mark.parametrize("changes", [{"start_time": 1}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
+    def test_another_process_with_its_pid_is_not_it(self, changes: dict) -> None:
+        other = self.me(**changes)
+        assert not other.is_alive
+        assert other.wait(10)
+
+    def test_a_signal_is_for_that_very_process_alone(self) -> None:
+        if (pid := os.fork()) == 0:
+            os.execv("/bin/sleep", ["sleep", "60"])
+        real = SupervisorIdentity(pid=pid, start_time=linux.start_time(pid) or 0, boot_id=linux.boot_id())
+        SupervisorIdentity(pid=pid, start_time=real.start_time + 1, boot_id=real.boot_id).send(9)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        real.send(9)
+        assert os.waitpid(pid, 0)[1] == 9
+        real.send(9)
+        assert real.wait(10)
+
+    def test_a_zombie_is_not_alive(self) -> None:
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert linux.start_time(pid) is None
+        os.waitpid(pid, 0)
+
+    def test_none_was_ever_there(self, tmp_path: Path) -> None:
+        assert read_supervisor(tmp_path) is None
+
+    def test_a_process_whose_name_is_hostile(self, tmp_path: Path) -> None:
+        """The name is in the middle of /proc/PID/stat, in brackets, and may hold brackets and spaces."""
+        program = tmp_path / "a) R 1 1 ("
+        program.symlink_to("/bin/sleep")
+        if (pid := os.fork()) == 0:
+            os.execv(program, ["x", "60"])
+        try:
+            while b"a) R 1" not in Path(f"/proc/{pid}/stat").read_bytes():
+                pass
+            assert (linux.start_time(pid) or 0) >= (linux.start_time(os.getpid()) or 0)
+        finally:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)

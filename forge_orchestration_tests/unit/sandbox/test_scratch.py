@@ -1,0 +1,203 @@
+"""The workspace: exactly as large as its limit, owned by its execution, gone without a trace."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.sandbox import scratch
+from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.scratch import FolderWorkspace, LoopWorkspace, folder_bytes, formatted_template, remove_tree
+from forge_orchestration.sandbox.view import WORKSPACE
+from forge_orchestration_tests.conftest import prerequisite
+from forge_orchestration_tests.unit.conftest import DeepFolder
+
+MIB = 2**20
+USER = Identity(mode="user_namespace", uid=os.geteuid(), gid=os.getegid())
+OWN_UID = Identity(mode="own_uid", uid=1_879_000_001, gid=1_879_000_001)
+
+# run in a mount namespace of its own, as a supervisor is; says what it saw in one line
+EXACT = """
+import os, sys
+from pathlib import Path
+from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.scratch import LoopWorkspace
+base, limit = Path(sys.argv[1]), int(sys.argv[2])
+linux.unshare_mounts()
+workspace = LoopWorkspace(base / "w", limit, base / "templates")
+enforced = workspace.create(Identity(mode="own_uid", uid=1879000001, gid=1879000001))
+full_at_start = workspace.is_full()
+pid = os.fork()
+if pid == 0:
+    os.chdir(base / "w/scratch")  # root enters; the execution's uid then writes
+    os.setgroups([]); os.setgid(1879000001); os.setuid(1879000001)
+    written = 0
+    with open("fill", "wb", buffering=0) as file:
+        try:
+            while True:
+                written += file.write(b"x" * 65536)
+        except OSError as error:
+            number = error.errno
+    print("written", written, "errno", number, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+print("enforced", int(enforced.value), "full", full_at_start, workspace.is_full(), flush=True)
+freed, mounts = workspace.remove()
+again = workspace.remove()
+print("freed", freed, "mounts", mounts, "again", again[1], "left", sorted(os.listdir(base)), flush=True)
+"""
+
+
+@pytest.fixture
+def as_root(forge_home: Path) -> None:
+    prerequisite(os.geteuid() == 0, "a file system of its own needs root")
+    prerequisite(os.path.exists("/dev/loop-control"), "there are no loop devices")
+
+
+@pytest.mark.usefixtures("as_root")
+class TestLoop:
+    @pytest.mark.parametrize("limit", [MIB, 5 * MIB, 64 * MIB, 64 * MIB + 4096 * 3])
+    def test_the_execution_can_write_what_its_limit_says_and_not_a_block_more(self, tmp_path: Path, limit: int) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", EXACT, tmp_path, str(limit)], capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        written, enforced, freed = (line.split() for line in done.stdout.splitlines())
+        assert written[3] == str(errno.ENOSPC)
+        # of what it is allowed, a file system takes a few blocks to know where the file's lie
+        assert limit - max(64 * 1024, limit // 64) <= int(written[1]) <= limit
+        assert limit <= int(enforced[1]) <= limit + 16 * 4096
+        assert enforced[3:] == ["False", "True"]
+        assert int(freed[1]) > 0 and freed[3:6] == ["1", "again", "0"]
+        assert freed[7:] == ["['templates']"]
+
+    def test_a_template_is_made_once_a_size(self, tmp_path: Path) -> None:
+        first = formatted_template(tmp_path / "t", 8 * MIB)
+        facts = first.stat()
+        assert formatted_template(tmp_path / "t", 8 * MIB).stat().st_mtime_ns == facts.st_mtime_ns
+        assert formatted_template(tmp_path / "t", 9 * MIB) != first
+        assert sorted(os.listdir(tmp_path / "t")) == [f"{8 * MIB}.img", f"{9 * MIB}.img"]
+
+    def test_a_template_is_sparse(self, tmp_path: Path) -> None:
+        facts = formatted_template(tmp_path / "t", 2048 * MIB).stat()
+        assert facts.st_size >= 2048 * MIB and facts.st_blocks * 512 < 4 * MIB
+
+    def test_without_the_tools_there_is_a_sentence_and_no_half_template(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scratch, "_MKFS", ("mkfs.nosuch",))
+        with pytest.raises(SandboxError, match="not installed") as caught:
+            formatted_template(tmp_path / "t", 8 * MIB)
+        assert "apt-get" in caught.value.hint and os.listdir(tmp_path / "t") == []
+
+    def test_removing_one_that_was_never_made(self, tmp_path: Path) -> None:
+        assert LoopWorkspace(tmp_path / "w", MIB, tmp_path / "t").remove() == (0, 0)
+
+
+class TestFolder:
+    def test_its_folders_are_closed_to_others(self, tmp_path: Path) -> None:
+        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace.create(USER)
+        assert sorted(os.listdir(tmp_path / "w")) == sorted(WORKSPACE)
+        assert all((tmp_path / "w" / name).stat().st_mode & 0o777 == 0o700 for name in WORKSPACE)
+
+    def test_it_is_full_when_what_is_in_it_reaches_the_limit(self, tmp_path: Path) -> None:
+        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace.create(USER)
+        assert not workspace.is_full()
+        (tmp_path / "w/outputs/a").write_bytes(b"x" * 2 * MIB)
+        assert workspace.is_full(at_the_end=True)
+        assert workspace.peak.value >= 2 * MIB
+
+    def test_a_sparse_file_is_what_is_allocated(self, tmp_path: Path) -> None:
+        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace.create(USER)
+        with open(tmp_path / "w/scratch/a", "wb") as file:
+            file.truncate(2**40)
+        assert not workspace.is_full(at_the_end=True)
+
+    def test_it_is_removed_however_often(self, tmp_path: Path) -> None:
+        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace.create(USER)
+        (tmp_path / "w/tmp/a").write_bytes(b"x" * 100_000)
+        assert workspace.remove()[0] >= 100_000
+        assert workspace.remove() == (0, 0)
+        assert not (tmp_path / "w").exists()
+
+    def test_one_that_is_there_is_never_used(self, tmp_path: Path) -> None:
+        (tmp_path / "w").mkdir()
+        with pytest.raises(FileExistsError):
+            FolderWorkspace(tmp_path / "w", MIB).create(USER)
+
+
+class TestRemoveTree:
+    def test_links_are_removed_and_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").mkdir()
+        (tmp_path / "secret/a").write_text("keep")
+        (tmp_path / "w").mkdir()
+        os.symlink(tmp_path / "secret", tmp_path / "w/folder")
+        os.symlink(tmp_path / "secret/a", tmp_path / "w/file")
+        os.symlink("nothing", tmp_path / "w/dangling")
+        os.link(tmp_path / "secret/a", tmp_path / "w/hard")
+        os.mkfifo(tmp_path / "w/fifo")
+        remove_tree(tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+        assert (tmp_path / "secret/a").read_text() == "keep"
+
+    def test_hostile_names(self, tmp_path: Path) -> None:
+        (tmp_path / "w").mkdir()
+        for name in (b"-rf", b"a\nb", b"\xff\xfe", b"x" * 255, b" ", "ö💥".encode()):
+            open(os.path.join(os.fsencode(tmp_path / "w"), name), "wb").close()
+        remove_tree(tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+    def test_folders_deeper_than_any_recursion_goes(self, tmp_path: Path, deep_folder: DeepFolder) -> None:
+        """An analysis can make them in a second; a removal that fails leaves them there for ever."""
+        (tmp_path / "w").mkdir()
+        deep_folder(tmp_path / "w", "d", sys.getrecursionlimit() + 500)
+        remove_tree(tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+    def test_paths_longer_than_the_kernel_takes(self, tmp_path: Path, deep_folder: DeepFolder) -> None:
+        (tmp_path / "w").mkdir()
+        deep_folder(tmp_path / "w", "d" * 250, 40)
+        remove_tree(tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+    def test_folders_that_their_owner_closed(self, tmp_path: Path) -> None:
+        """As the user who runs Forge without root: root is not stopped by modes, so the test becomes somebody else."""
+        (tmp_path / "w/a/b").mkdir(parents=True)
+        (tmp_path / "w/a/b/file").touch()
+        (tmp_path / "w/c").mkdir()
+        (tmp_path / "w/c/file").touch()
+        code = (
+            "import os, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
+            "os.chdir(sys.argv[1])\n"
+            "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "for name in ('w/a/b', 'w/a', 'w/c'): os.chmod(name, 0)\n"
+            "remove_tree(Path('w')); print(os.path.exists('w'))"
+        )
+        if os.geteuid() == 0:
+            for folder in (tmp_path, *tmp_path.rglob("*")):
+                os.chown(folder, 65534, 65534)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=30, env=environment)
+        assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+    def test_nothing_to_remove(self, tmp_path: Path) -> None:
+        remove_tree(tmp_path / "nothing")
+
+
+def test_bytes_of_a_folder_count_blocks_and_follow_no_link(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/f").write_bytes(b"x" * 100_000)
+    (tmp_path / "big").write_bytes(b"x" * 10 * MIB)
+    os.symlink(tmp_path / "big", tmp_path / "a/link")
+    os.symlink(tmp_path, tmp_path / "a/up")
+    assert 100_000 <= folder_bytes(tmp_path / "a") < 200_000
+    assert folder_bytes(tmp_path / "nothing") == 0
