@@ -8,23 +8,26 @@
 
 from __future__ import annotations
 
-from forge_orchestration.api import run
-from forge_orchestration.errors import (
-    BackendUnavailableError,
-    ExecutorError,
-    ForgeError,
-    HostError,
-    InternalError,
-    RuntimeCatalogError,
-    SandboxError,
-    SpecError,
-    StoreError,
-    SubmitError,
-)
-from forge_orchestration.model.limits import Limits
-from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.model.spec import AnalysisSpec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forge_orchestration.api import run
+    from forge_orchestration.errors import (
+        BackendUnavailableError,
+        ExecutorError,
+        ForgeError,
+        HostError,
+        InternalError,
+        RuntimeCatalogError,
+        SandboxError,
+        SpecError,
+        StoreError,
+        SubmitError,
+    )
+    from forge_orchestration.model.limits import Limits
+    from forge_orchestration.model.reasons import EndReason, Status
+    from forge_orchestration.model.record import ExecutionRecord
+    from forge_orchestration.model.spec import AnalysisSpec
 
 __version__ = "0.1.0"
 
@@ -46,3 +49,23 @@ __all__ = [
     "SubmitError",
     "run",
 ]
+
+_MODULES = {
+    "run": "api", "Limits": "model.limits", "EndReason": "model.reasons", "Status": "model.reasons",
+    "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Each name is loaded at its first use: the command line and the spawner start with nothing that they do not need."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from forge_orchestration import __version__
 from forge_orchestration.errors import ForgeError, SpecError
+from forge_orchestration.sandbox.spawn import start_early
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,6 +22,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     debug = False
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] in (["exec"], ["run"]) and not {"-h", "--help"} & set(words):
+        start_early()
     try:
         arguments = _parser().parse_args(argv)
         debug = arguments.debug

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -29,40 +26,38 @@ from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello
 from forge_orchestration.sandbox.leftovers import remove_leftovers
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.spawn import take_spawner
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
 _START_TIMEOUT_S = 30.0
-_PASSED_ON = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "LD_LIBRARY_PATH")
 
 
 class _Spawner:
-    """The spawner process of this controller, and the socket to it."""
+    """The spawner of this controller, asked for executions one at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self.bubblewrap = find_bubblewrap()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package_root = str(Path(__file__).resolve().parents[2])
-        # -I: nothing of the caller's Python environment (PYTHONPATH, user site, current folder) reaches trusted code
-        code = f"import sys; sys.path.insert(0, {package_root!r}); from forge_orchestration.sandbox.spawner import main; main()"
-        command = [*scope_prefix(settings.cgroup.parent), sys.executable, "-I", "-c", code, settings.cgroup.parent]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                cwd="/", env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            )  # fmt: skip
+            self._process = take_spawner()
+            self._socket = self._process.socket
+            self._socket.settimeout(_START_TIMEOUT_S)
+            self._socket.send(msgspec.json.encode(Hello(parent=settings.cgroup.parent)))
         except OSError as error:
-            raise HostError(f"The spawner cannot be started: {error}.") from error
-        finally:
-            theirs.close()
-        self.pid = os.getpid()
-        self._socket = ours
+            raise HostError(f"The spawner cannot be started: {error}.", "See: forge doctor") from error
         self._lock = threading.Lock()
         self._greeting: Greeting | None = None
-        ours.settimeout(_START_TIMEOUT_S)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     def site(self) -> CgroupSite:
         """Where executions get their groups; waits for the spawner to be ready.
@@ -76,20 +71,14 @@ class _Spawner:
                     self._greeting = msgspec.json.decode(self._socket.recv(1 << 16), type=Greeting)
                 except (OSError, msgspec.DecodeError) as error:
                     self.close()
-                    raise HostError(
-                        f"The spawner did not start (exit status {self._process.poll()}): {error}.", "See: forge doctor"
-                    ) from error
+                    raise HostError(f"The spawner did not start: {error}.", "See: forge doctor") from error
         if self._greeting.site is None:
             self.close()
             raise HostError(self._greeting.error, self._greeting.hint)
         return self._greeting.site
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None and self.pid == os.getpid()
-
     def start(self, folder: Path) -> socket.socket:
-        """Have a supervisor forked for the execution in `folder`; returns the socket to it."""
+        """Have a supervisor take the execution in `folder`; returns the socket to it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with self._lock:
@@ -102,9 +91,7 @@ class _Spawner:
         return ours
 
     def close(self) -> None:
-        self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
+        self._process.close()
 
 
 class LocalExecutor(AnalysisExecutor):

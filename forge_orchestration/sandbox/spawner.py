@@ -4,8 +4,8 @@ Controllers are large and have threads (a Dagster run worker, a web server): for
 loaded what a supervisor needs and nothing else, so a supervisor costs one cheap fork. It ends with its controller; the
 supervisors do not.
 
-Protocol, on a sequenced-packet socket that is its standard input: it says `ready` and the cgroup site, or `error` and why;
-then each packet is the folder of one execution, with a socket for the supervisor to talk to the controller.
+Protocol, on a sequenced-packet socket that is its standard input: the controller says `Hello`, the spawner answers with a
+`Greeting`; then each packet is the folder of one execution, with a socket for the supervisor to talk to the controller.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.sandbox import linux, seccomp
-from forge_orchestration.sandbox.cgroups.find import Greeting, find_site
+from forge_orchestration.sandbox.cgroups.find import Greeting, Hello, find_site, scope_prefix
 from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.sandbox.spawn import SPAWNER
 from forge_orchestration.sandbox.supervisor import Supervisor
+
+_IN_SCOPE = "--in-scope"
 
 
 def serve(control: socket.socket, configured_parent: str) -> None:
@@ -81,9 +84,19 @@ def _supervise(spawner: socket.socket) -> None:
 
 
 def main() -> None:
-    """Entry point of the process."""
+    """Entry point of the process. Where systemd is to delegate a group, it starts itself again in a scope of its own."""
+    if sys.argv[1:2] == [_IN_SCOPE]:
+        parent = sys.argv[2]
+    else:
+        packet = os.read(0, 1 << 16)
+        if not packet:
+            return
+        parent = msgspec.json.decode(packet, type=Hello).parent
+        if prefix := scope_prefix(parent):
+            command = (*prefix, *SPAWNER, _IN_SCOPE, parent)
+            os.execvp(command[0], command)
     # a second descriptor, so that nothing that writes to standard input or output can disturb the protocol
     control = socket.socket(fileno=os.dup(0))
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
-    serve(control, sys.argv[1] if len(sys.argv) > 1 else "")
+    serve(control, parent)

@@ -25,7 +25,9 @@ def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(settings)
 
 
-def left(engine: Engine, status: Status = Status.RUNNING, controller: tuple[int, int] | None = DEAD, *, row: bool = True) -> ExecutionFolder:
+def left(
+    engine: Engine, status: Status = Status.RUNNING, controller: tuple[int, int] | None = DEAD, *, row: bool = True
+) -> ExecutionFolder:
     """An execution as a crash leaves it."""
     folder = ExecutionFolder(engine.settings.executions_dir, new_execution_id())
     record = ExecutionRecord(execution_id=folder.id, analysis="a", status=status, folder=str(folder.path))
@@ -67,7 +69,9 @@ def test_another_process_with_the_controllers_pid_is_not_it(engine: Engine) -> N
 
 def test_a_row_that_was_not_brought_up_to_date(engine: Engine) -> None:
     folder = left(engine)
-    folder.write_record(ExecutionRecord(execution_id=folder.id, analysis="a", status=Status.SUCCEEDED, end_reason=EndReason.COMPLETED))
+    folder.write_record(
+        ExecutionRecord(execution_id=folder.id, analysis="a", status=Status.SUCCEEDED, end_reason=EndReason.COMPLETED)
+    )
     assert reconcile(engine).indexed == [folder.id]
     assert engine.store.list()[0]["status"] == "succeeded"
 

@@ -148,7 +148,9 @@ def test_the_root_is_read_only_once_everything_is_in_it_and_the_gate_is_last(pla
     own = options(arguments(plan, identity))
     remount = own.index("--remount-ro")
     assert own[remount + 1] == "/"
-    mounts = [at for at, word in enumerate(own) if word in ("--bind", "--ro-bind", "--tmpfs", "--proc", "--dev", "--file", "--symlink")]
+    mounts = [
+        at for at, word in enumerate(own) if word in ("--bind", "--ro-bind", "--tmpfs", "--proc", "--dev", "--file", "--symlink")
+    ]
     assert max(mounts) < remount
     assert own[remount + 2 : remount + 7] == ["--perms", "0444", "--ro-bind-data", "22", view.README]
 
@@ -190,7 +192,21 @@ class TestView:
         binds, links = view.system_view()
         assert binds[0] == "/usr"
         assert {os.path.dirname(path) for path in binds} <= {"/", "/etc"}
-        assert not set(binds) & {"/", "/etc", "/run", "/home", "/root", "/var", "/opt", "/srv", "/tmp", "/boot", "/sys", "/proc", "/dev"}
+        assert not set(binds) & {
+            "/",
+            "/etc",
+            "/run",
+            "/home",
+            "/root",
+            "/var",
+            "/opt",
+            "/srv",
+            "/tmp",
+            "/boot",
+            "/sys",
+            "/proc",
+            "/dev",
+        }
         assert not set(binds) & {"/etc/passwd", "/etc/shadow", "/etc/ssh", "/etc/ssl", "/etc/hosts", "/etc/resolv.conf"}
         assert all(not target.startswith("/") or target.startswith("/usr") for target in links.values())
 

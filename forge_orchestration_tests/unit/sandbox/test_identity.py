@@ -46,7 +46,9 @@ def test_an_unclean_end_keeps_the_name(claims: Path) -> None:
     assert (claims / str(mine.uid)).read_text() == "one"
 
 
-def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(claims: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(
+    claims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     single = IdentitySettings(first_uid=1_879_900_000, count=1)
     claims.mkdir()
     (claims / "1879900000").write_text("dead")

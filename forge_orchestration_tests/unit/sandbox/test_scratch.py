@@ -89,7 +89,9 @@ class TestLoop:
         facts = formatted_template(tmp_path / "t", 2048 * MIB).stat()
         assert facts.st_size >= 2048 * MIB and facts.st_blocks * 512 < 4 * MIB
 
-    def test_without_the_tools_there_is_a_sentence_and_no_half_template(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_tools_there_is_a_sentence_and_no_half_template(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(scratch, "_MKFS", ("mkfs.nosuch",))
         with pytest.raises(SandboxError, match="not installed") as caught:
             formatted_template(tmp_path / "t", 8 * MIB)
@@ -176,7 +178,7 @@ class TestRemoveTree:
         (tmp_path / "w/c").mkdir()
         (tmp_path / "w/c/file").touch()
         code = (
-            "import os, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
+            "import os, shutil, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
             "os.chdir(sys.argv[1])\n"
             "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
             "for name in ('w/a/b', 'w/a', 'w/c'): os.chmod(name, 0)\n"

@@ -114,7 +114,12 @@ class TestV2:
     def test_counters(self, group2: CgroupV2) -> None:
         seen = group2.counters()
         assert (seen.oom_kills, seen.memory_limit_hit, seen.pids_refused) == (0, False, 0)
-        assert [one.value for one in (seen.cpu_user_s, seen.cpu_system_s, seen.peak_memory_bytes, seen.peak_pids)] == [2.0, 1.0, 12345, 6]
+        assert [one.value for one in (seen.cpu_user_s, seen.cpu_system_s, seen.peak_memory_bytes, seen.peak_pids)] == [
+            2.0,
+            1.0,
+            12345,
+            6,
+        ]
         assert (seen.io_read_bytes.value, seen.io_write_bytes.value) == (101, 202)
 
     def test_a_kernel_without_peaks_and_io(self, group2: CgroupV2) -> None:
@@ -193,7 +198,12 @@ class TestV1:
     def test_counters(self, group1: CgroupV1) -> None:
         seen = group1.counters()
         assert (seen.oom_kills, seen.memory_limit_hit, seen.pids_refused) == (0, False, 0)
-        assert [one.value for one in (seen.cpu_user_s, seen.cpu_system_s, seen.peak_memory_bytes, seen.peak_pids)] == [2.0, 1.0, 12345, 6]
+        assert [one.value for one in (seen.cpu_user_s, seen.cpu_system_s, seen.peak_memory_bytes, seen.peak_pids)] == [
+            2.0,
+            1.0,
+            12345,
+            6,
+        ]
 
     @pytest.mark.parametrize(
         ("failcnt", "peak", "hit"), [(0, 50, False), (3, 50, True), (0, 99, True), (0, 100, True)],
