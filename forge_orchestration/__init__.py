@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forge_orchestration.api import run
+    from forge_orchestration.api import ExecutionFailed, run
     from forge_orchestration.errors import (
         BackendUnavailableError,
         ExecutorError,
@@ -35,6 +35,7 @@ __all__ = [
     "AnalysisSpec",
     "BackendUnavailableError",
     "EndReason",
+    "ExecutionFailed",
     "ExecutionRecord",
     "ExecutorError",
     "ForgeError",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "run": "api", "Limits": "model.limits", "EndReason": "model.reasons", "Status": "model.reasons",
+    "run": "api", "ExecutionFailed": "api", "Limits": "model.limits", "EndReason": "model.reasons", "Status": "model.reasons",
     "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec",
 }  # fmt: skip
 

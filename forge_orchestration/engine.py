@@ -11,7 +11,6 @@ from typing import Protocol
 import msgspec
 
 from forge_orchestration.errors import ForgeError, SpecError, StoreError
-from forge_orchestration.executions.code import check_code, snapshot_code
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
 from forge_orchestration.executions.store import Store
@@ -99,6 +98,8 @@ class Engine:
         if chosen.runtime.kind not in executor.capabilities.runtime_kinds:
             raise SpecError(f"Executor '{spec.executor}' cannot use runtime '{spec.runtime}' of kind {chosen.runtime.kind}.")
         if spec.folder is not None:
+            from forge_orchestration.executions.code import check_code  # a bare command need not wait for what it loads
+
             check_code(Path(spec.folder))
         inputs = tuple(
             resolve_input(name, source, self.settings, chosen.site_packages, self.store, other_uid=os.geteuid() == 0)
@@ -135,6 +136,8 @@ class Engine:
             folder.create()
             code: CodeFacts | None = None
             if spec.folder is not None:
+                from forge_orchestration.executions.code import snapshot_code
+
                 code = snapshot_code(Path(spec.folder), folder.analysis)
             record = msgspec.structs.replace(record, code=code)
             folder.write_record(record)

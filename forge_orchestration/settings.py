@@ -21,7 +21,7 @@ from forge_orchestration.model.limits import Limits, updated_limits
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`."""
 
-    first_uid: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_879_000_000
+    first_uid: Annotated[int, msgspec.Meta(ge=65536, le=2**31)] = 1_879_000_000
     count: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 1024
 
 
@@ -168,7 +168,9 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     values = dict(raw)
     values["home"] = str(home)
     maximum = updated_limits(_host_maximum(), raw.get("maximum", {}), f"[maximum] of {path}")
-    values["defaults"] = msgspec.to_builtins(updated_limits(Limits(), raw.get("defaults", {}), f"[defaults] of {path}"))
+    # a default that nobody wrote is never more than what is allowed
+    lowered = Limits(**{name: min(getattr(Limits(), name), getattr(maximum, name)) for name in Limits.__struct_fields__})
+    values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:

@@ -53,7 +53,7 @@ def load_definition(name: str, settings: Settings) -> AnalysisDefinition:
     Raises:
         SpecError: There is none, or its `analysis.yaml` is wrong.
     """
-    if "/" in name:
+    if "/" in name or name in (".", ".."):
         return read_definition(Path(name))
     folders = analysis_folders(settings)
     if name not in folders:

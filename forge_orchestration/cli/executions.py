@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 
 from forge_orchestration.cli.show import print_record, print_table
-from forge_orchestration.errors import SpecError
+from forge_orchestration.cli.untrusted import UntrustedOutput
+from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.logs import LogFollower
 from forge_orchestration.executions.store import Store
@@ -22,7 +24,15 @@ def list_executions(arguments: argparse.Namespace) -> int:
         raise SpecError(f"'{arguments.status}' is no status.", f"They are: {', '.join(Status)}.")
     if arguments.limit < 1:
         raise SpecError(f"--limit is {arguments.limit}; it must be at least 1.")
-    rows = _store(load_settings()).list(limit=arguments.limit, status=arguments.status, analysis=arguments.analysis)
+    settings = load_settings()
+    rows = _store(settings).list(limit=arguments.limit, status=arguments.status, analysis=arguments.analysis)
+    for row in rows:
+        if not Status(str(row["status"])).is_final:  # the index hears of an execution's begin and end; its record knows more
+            with contextlib.suppress(ForgeError):
+                record = _folder(str(row["execution_id"]), settings).read_record()
+                row.update(
+                    status=record.status, end_reason=record.end_reason, started_at=record.started_at, ended_at=record.ended_at
+                )
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -53,12 +63,12 @@ def show_logs(arguments: argparse.Namespace) -> int:
     folder.read_record()  # says so if there is none
     wanted = ("stdout", "stderr") if arguments.stream == "all" else (arguments.stream,)
     followers = {stream: LogFollower(folder.messages if stream == "messages" else folder.log(stream)) for stream in wanted}
+    err = UntrustedOutput(sys.stderr)
+    out = UntrustedOutput(sys.stdout)
     while True:
         ended = folder.read_record().status.is_final  # asked before the look: what was written until then is seen
         for stream, follower in followers.items():
-            out = sys.stderr if stream == "stderr" and arguments.stream == "all" else sys.stdout
-            out.buffer.write(follower.new_bytes())
-            out.buffer.flush()
+            (err if stream == "stderr" and arguments.stream == "all" else out).write(follower.new_bytes())
         if ended or not arguments.follow:
             return 0
         time.sleep(0.1)

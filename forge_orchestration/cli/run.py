@@ -9,6 +9,7 @@ import sys
 import threading
 from types import FrameType
 
+from forge_orchestration.cli.untrusted import UntrustedOutput
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.messages import Message
@@ -96,6 +97,7 @@ class _Terminal:
         self._progress = progress
         self._in_place = sys.stderr.isatty()
         self._open_line = False
+        self._out = {"stdout": UntrustedOutput(sys.stdout), "stderr": UntrustedOutput(sys.stderr)}
 
     def on_started(self, record: ExecutionRecord) -> None:
         if self._progress:
@@ -104,10 +106,7 @@ class _Terminal:
 
     def on_log(self, stream: str, data: bytes) -> None:
         self._close_line()
-        out = sys.stdout if stream == "stdout" else sys.stderr
-        out.flush()
-        out.buffer.write(_harmless(data) if out.isatty() else data)
-        out.buffer.flush()
+        self._out[stream].write(data)
 
     def on_message(self, message: Message) -> None:
         if not self._progress:
@@ -131,13 +130,6 @@ class _Terminal:
         if self._open_line:
             print(file=sys.stderr)
             self._open_line = False
-
-
-def _harmless(data: bytes) -> bytes:
-    """Untrusted bytes without what moves a terminal's cursor, changes its title or answers in its name."""
-    from forge_orchestration.executions.messages import printable
-
-    return printable(data.decode("utf-8", "replace").replace("\r\n", "\n")).encode()
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, object]:

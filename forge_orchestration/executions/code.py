@@ -25,7 +25,10 @@ def check_code(folder: Path) -> None:
     Raises:
         SpecError: It is too large, or cannot be read.
     """
-    total = sum(path.stat().st_size for path in _files(folder))
+    files = _files(folder)
+    if unreadable := next((path for path in files if not os.access(path, os.R_OK)), None):
+        raise SpecError(f"The analysis' file {unreadable} cannot be read.", "Let this user read it, or move it out of the folder.")
+    total = sum(path.stat().st_size for path in files)
     if total > _MAX_BYTES:
         raise SpecError(
             f"The analysis' folder {folder} holds {format_bytes(total)}, and at most {format_bytes(_MAX_BYTES)} are copied.",

@@ -80,12 +80,13 @@ class ExecutionFolder:
         """The record as it is now.
 
         Raises:
-            StoreError: There is none, or it cannot be read.
+            SpecError: There is none.
+            StoreError: It cannot be read.
         """
         try:
             return record_from_json(self.record_path.read_bytes())
         except FileNotFoundError:
-            raise StoreError(f"There is no execution {self.id}.", "List them with: forge executions list") from None
+            raise SpecError(f"There is no execution {self.id}.", "List them with: forge executions list") from None
         except (OSError, msgspec.DecodeError) as error:
             raise StoreError(f"The record {self.record_path} cannot be read: {error}.") from error
 

@@ -144,7 +144,12 @@ def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, i
             return _file_digest(fd, facts, cache), facts.st_size
         if stat.S_ISLNK(facts.st_mode):
             return "link " + os.fsencode(os.readlink(name, dir_fd=folder_fd)).hex(), 0
-        return f"kind {stat.S_IFMT(facts.st_mode):o}", 0
+        if stat.S_ISDIR(facts.st_mode):
+            return "folder", 0
+        # a read-only mount stops neither a connection to a socket nor a write to a FIFO: the host would be reachable
+        raise SpecError(
+            f"'{name}' in an input folder is neither a file, a folder nor a link.", "Remove it, or name the files one by one."
+        )
     finally:
         os.close(fd)
 

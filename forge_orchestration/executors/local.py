@@ -26,7 +26,7 @@ from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello, scope_prefix
 from forge_orchestration.sandbox.leftovers import remove_leftovers
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.spawn import take_spawner
@@ -48,6 +48,7 @@ class _Spawner:
             self._socket.send(msgspec.json.encode(Hello(parent=settings.cgroup.parent)))
         except OSError as error:
             raise HostError(f"The spawner cannot be started: {error}.", "See: forge doctor") from error
+        self._parent = settings.cgroup.parent
         self._lock = threading.Lock()
         self._greeting: Greeting | None = None
 
@@ -71,7 +72,12 @@ class _Spawner:
                     self._greeting = msgspec.json.decode(self._socket.recv(1 << 16), type=Greeting)
                 except (OSError, msgspec.DecodeError) as error:
                     self.close()
-                    raise HostError(f"The spawner did not start: {error}.", "See: forge doctor") from error
+                    remedy = "See: forge doctor"
+                    if scope_prefix(self._parent):  # systemd-run, most likely
+                        remedy += (
+                            "; for a user without a session of systemd: sudo loginctl enable-linger USER, and set XDG_RUNTIME_DIR"
+                        )
+                    raise HostError("The spawner did not start.", remedy) from error
         if self._greeting.site is None:
             self.close()
             raise HostError(self._greeting.error, self._greeting.hint)

@@ -9,7 +9,7 @@ import msgspec
 Level = Literal["debug", "info", "warning", "error", "critical"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One validated message.
 
     Attributes:

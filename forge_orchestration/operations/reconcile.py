@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ForgeError, SpecError, StoreError
+from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executors.base import ExecutionHandle
 from forge_orchestration.executors.local import LocalExecutor
@@ -44,6 +44,9 @@ def reconcile(engine: Engine) -> Reconciled:
             _reconcile_one(engine, execution_id, report)
         except (ForgeError, OSError) as error:
             report.problems.append(f"{execution_id}: {error}")
+    for execution_id in engine.store.ids() - on_disk - unfinished:
+        engine.store.forget(execution_id)  # someone removed its folder
+        report.removed.append(f"row of {execution_id}, whose folder is gone")
     _remove_scratch(engine, report)
     _release_uids(report)
     _remove_builds(engine.settings.runtimes_dir / ".building", report)
@@ -55,16 +58,13 @@ def _reconcile_one(engine: Engine, execution_id: str, report: Reconciled) -> Non
     if _is_alive(engine, folder):
         report.alive += 1
         return
-    try:
-        record = folder.read_record()
-    except StoreError:
-        if folder.record_path.exists():
-            raise  # a record that cannot be read is for a person to look at
+    if not folder.record_path.exists():
         # killed between its row and its first record: nothing ran
         folder.remove()
         engine.store.forget(execution_id)
         report.removed.append(f"execution {execution_id}, which never began")
         return
+    record = folder.read_record()
     if record.status.is_final:
         report.indexed.append(execution_id)
     else:

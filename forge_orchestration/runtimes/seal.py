@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import stat
 import time
 from collections.abc import Iterator
@@ -80,6 +79,8 @@ def seal_digest(entries: list[Entry]) -> str:
 
 def content_digest(entries: list[Entry], python: str) -> str:
     """What a runtime is: the same for two builds of one lock. Without byte code, installer records and activation scripts."""
+    import platform  # builds only: no start pays for it
+
     digest = hashlib.sha256(f"python {python} {platform.machine()} {' '.join(platform.libc_ver())}".encode())
     for entry in sorted(entries, key=lambda one: one.path):
         name = entry.path.rsplit("/", 1)[-1]

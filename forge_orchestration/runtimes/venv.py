@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -92,15 +91,16 @@ def _build_aside(
         # copied, not linked: a file of the cache that is edited later must not change a runtime
         _uv(
             settings, "pip", "install", "--quiet", "--python", str(prefix / "bin/python"), "--require-hashes", "--no-deps",
-            "--only-binary", ":all:", "--link-mode", "copy", "--compile-bytecode", "-r", str(definition.lock_path),
+            "--only-binary", ":all:", "--link-mode", "copy", "-r", str(definition.lock_path),
         )  # fmt: skip
+        _compile(base, prefix)
     say(f"{definition.name}: sealing")
     entries = seal.make(prefix)
     python = ".".join(map(str, sys.version_info[:3]))
     runtime = Runtime(
         name=definition.name, kind=definition.kind, build=catalog.build_id(definition),
         content_digest=seal.content_digest(entries, python), seal_digest=seal.seal_digest(entries), python=python,
-        base_prefix=sys.base_prefix, packages=_packages(settings, prefix), built_at=time.time(),
+        base_prefix=sys.base_prefix, packages=_packages(prefix), built_at=time.time(),
         build_s=round(time.monotonic() - started, 3), bytes=sum(entry.size for entry in entries), files=len(entries),
     )  # fmt: skip
     seal.save(aside, entries)
@@ -126,9 +126,35 @@ def _move_into_place(aside: Path, folder: Path) -> None:
         os.rename(aside, folder)
 
 
-def _packages(settings: Settings, prefix: Path) -> dict[str, str]:
-    listed = _uv(settings, "pip", "list", "--quiet", "--python", str(prefix / "bin/python"), "--format", "json")
-    return {item["name"]: item["version"] for item in json.loads(listed or "[]")}
+def _compile(base: Path, prefix: Path) -> None:
+    """Byte-compile the packages, which doubles the speed of a start. By the base interpreter: the one in `prefix` would run
+    what packages hook into its start, outside of any sandbox.
+    """
+    command = [
+        str(base),
+        "-I",
+        "-S",
+        "-m",
+        "compileall",
+        "-q",
+        "-j",
+        "0",
+        "-s",
+        str(prefix),
+        "-p",
+        "/forge/runtime",
+        str(prefix / "lib"),
+    ]
+    # some packages ship files for other versions of Python, which do not compile and are not imported
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_UV_TIMEOUT_S, umask=0o022, check=False)
+
+
+def _packages(prefix: Path) -> dict[str, str]:
+    """Name and version of what is installed, from its metadata; nothing of it is run."""
+    from importlib.metadata import distributions
+
+    folders = [str(path) for path in prefix.glob("lib/python*/site-packages")]
+    return dict(sorted((found.name, found.version) for found in distributions(path=folders)))
 
 
 def _uv(settings: Settings, *arguments: str) -> str:

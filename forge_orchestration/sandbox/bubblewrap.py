@@ -137,6 +137,40 @@ def verify(plan: LaunchPlan, identity: Identity, pid: int, membership: set[str])
             raise SandboxError("The sandbox's user namespace maps other users than its own.")
 
 
+def verify_members(identity: Identity, pids: set[int]) -> bool:
+    """Look at the processes of the analysis, once it runs: who they are, and that they have nothing left to give away.
+
+    Returns:
+        False if there was none to look at yet: an analysis may be shorter than the time between two looks.
+
+    Raises:
+        SandboxError: One of them is not as confined as it must be.
+    """
+    seen = False
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+        uids = set(status.get("Uid", []))
+        if "VmSize" not in status or (identity.mode == "own_uid" and uids == {"0"}):
+            continue  # it has ended, or is still the host's setpriv on its way
+        confined = {
+            "NoNewPrivs": "1",
+            "Seccomp": "2",
+            "CapEff": "0" * 16,
+            "CapPrm": "0" * 16,
+            "CapInh": "0" * 16,
+            "CapAmb": "0" * 16,
+        }
+        wrong = [name for name, wanted in confined.items() if status.get(name) != [wanted]]
+        if uids != {str(identity.uid)} or wrong:
+            raise SandboxError(f"A process of the analysis runs as uid {sorted(uids)}, with {wrong or 'all else as it should be'}.")
+        seen = True
+    return seen
+
+
 def _groups(text: str) -> set[str]:
     """`controller:path` of every group in `/proc/PID/cgroup`; a v2 group has no controller before the colon."""
     groups: set[str] = set()

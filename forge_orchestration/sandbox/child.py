@@ -158,7 +158,7 @@ def _become(argv: list[str], group: Cgroup, standard: tuple[int, int, int], kept
             signal.signal(number, signal.SIG_DFL)
         linux.die_with_parent(signal.SIGKILL)
         group.join()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 0 would still hand a core to a host's handler that is a pipe; 1 does not
         if file_size != resource.RLIM_INFINITY:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
         for target, fd in enumerate(standard):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +105,9 @@ def _scratch() -> str:
         return "a folder: one file is limited by the kernel, the sum is measured (as root it would be a file system of its own)"
     if not os.path.exists("/dev/loop-control"):
         raise HostError("There are no loop devices.", "Load them: sudo modprobe loop")
+    for tool in ("mkfs.ext4", "tune2fs", "dumpe2fs"):
+        if shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            raise HostError(f"{tool} is not installed.", "Install it: sudo apt-get install e2fsprogs")
     return "a file system of its own on a loop device"
 
 

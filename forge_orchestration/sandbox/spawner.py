@@ -36,7 +36,7 @@ def serve(control: socket.socket, configured_parent: str) -> None:
         site.enter()
         seccomp.filter_program()
     except ForgeError as error:
-        greeting = Greeting(error=error.message, hint=error.hint, exit_code=error.exit_code)
+        greeting = Greeting(error=error.message, hint=error.hint)
         control.send(msgspec.json.encode(greeting))
         return
     gc.collect()

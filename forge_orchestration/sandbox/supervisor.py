@@ -52,6 +52,7 @@ class Supervisor:
         self._stops: dict[EndReason, str] = {}
         self._exit_status: int | None = None
         self._kill_at: float | None = None
+        self._killed = 0
         self._wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -86,7 +87,7 @@ class Supervisor:
             try:
                 self._execute(identity, group, workspace, fifo)
             finally:
-                killed = group.end()
+                killed = self._killed + group.end()
                 freed, mounts = workspace.remove()
                 removed = group.remove()
                 fifo.unlink(missing_ok=True)
@@ -110,13 +111,14 @@ class Supervisor:
             os.chown(fifo, identity.uid, identity.gid)
             os.chmod(fifo, 0o200)  # the analysis may add to it, and not read what it or its helpers wrote
         protections = dict.fromkeys(_PROTECTIONS, "on") | {"scratch_limit": workspace.protection}
-        self._update(enforced=enforced, isolation=Isolation(mode=identity.mode, uid=identity.uid, protections=protections))
+        self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
+        self._update(enforced=enforced)
         with start_child(plan, identity, group, fifo, limit_file_size=identity.mode != "own_uid") as child:
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)
         ended = time.monotonic()
         full = workspace.is_full(at_the_end=True) or self._scratch_full
-        group.end()
+        self._killed = group.end()
         counters = group.counters()
         wall_s = ended - child.released_at if child.released_at else 0.0
         self._update(status=Status.COLLECTING)
@@ -174,6 +176,7 @@ class Supervisor:
             poll.register(self._controller, select.POLLIN)
         next_look = refused_since = 0.0
         refused = 0
+        identity_seen = False
         while True:
             timeout_s = self._next_deadline(child, next_look) - time.monotonic()
             for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
@@ -189,7 +192,7 @@ class Supervisor:
                         child.await_inner_pid()
                         bubblewrap.verify(plan, identity, child.inner_pid, group.membership())
                         child.release()
-                        self._update(status=Status.RUNNING, started_at=time.time())
+                        self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation)
                 elif fd == child.pidfd:
                     self._exit_status = child.reap()
                     self._drain(sources)
@@ -213,6 +216,8 @@ class Supervisor:
                 self._kill(group, child)
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
+                if child.released_at and not identity_seen:
+                    identity_seen = bubblewrap.verify_members(identity, set(group.pids()) - {child.pid, child.inner_pid})
                 counters = group.counters()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):

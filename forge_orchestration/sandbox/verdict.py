@@ -65,7 +65,8 @@ def judge(seen: Observed) -> tuple[EndReason, str]:
             f"Stopped: the analysis wanted more than its limit of {limits.pids} processes and threads "
             f"(the kernel refused {counters.pids_refused} more). Raise the pids limit, or start fewer."
         )
-    if seen.scratch_full and not well:
+    # a workspace that is only measured can be left too full by a program that ended well; the kernel's cannot
+    if (seen.scratch_full and not well) or seen.scratch_peak_bytes > limits.scratch_bytes:
         holding[EndReason.SCRATCH] = (
             f"Stopped: the analysis filled its scratch and outputs limit of {format_bytes(limits.scratch_bytes)} "
             f"(measured {format_bytes(seen.scratch_peak_bytes)}). Raise the scratch limit, or write less."

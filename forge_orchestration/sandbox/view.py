@@ -19,7 +19,7 @@ README_TEXT = """This is the sandbox of one execution. Its files:
   /forge/inputs       the declared inputs, read-only          $FORGE_INPUTS
   /forge/params.json  the parameters                          $FORGE_PARAMS
   /forge/outputs      what is written here is kept            $FORGE_OUTPUTS
-  /forge/checkpoint   kept from one attempt to the next       $FORGE_CHECKPOINT
+  /forge/checkpoint   for the analysis' own checkpoints       $FORGE_CHECKPOINT
   /forge/messages     JSON lines: log, progress, metadata     $FORGE_MESSAGES
   /forge/scratch      removed at the end                      $TMPDIR, $HOME, the current folder
   /forge/runtime      the software environment, read-only

@@ -65,6 +65,14 @@ class TestWords:
     def test_output_patterns(self, refused: Refused, pattern: str) -> None:
         refused(2, "exec", f"--output={pattern}", "--", "true", words=("FORGE_OUTPUTS",))
 
+    @pytest.mark.parametrize(
+        "words",
+        [("--", "echo", "\udcff"), ("--env", "A=\udcff", "--", "true"), ("--output", "\udcff", "--", "true")],
+        ids=["argument", "variable", "output pattern"],
+    )
+    def test_what_is_not_utf_8_could_not_be_recorded(self, refused: Refused, words: tuple[str, ...]) -> None:
+        refused(2, "exec", *words, words=("UTF-8",))
+
     @pytest.mark.parametrize("execution", ["../../x", "nosuch", "20260102T030405678-9f86d081/..", "", "a\nb", "\udcff"])
     @pytest.mark.parametrize("action", ["show", "logs"])
     def test_what_is_no_execution_id(self, refused: Refused, action: str, execution: str) -> None:
@@ -135,6 +143,10 @@ class TestInputs:
     @pytest.mark.parametrize("name", ["nothing", "a\nb\x1b[2J", "\udcff", "x" * 300])
     def test_missing(self, refused: Refused, tmp_path: Path, name: str) -> None:
         refused(2, "exec", "--input", f"x={tmp_path}/{name}", "--", "true", words=("'x'", "cannot be read"))
+
+    def test_a_path_that_is_not_utf_8_could_not_be_recorded(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "\udcff").write_text("content")
+        refused(2, "exec", "--input", f"x={tmp_path}/\udcff", "--", "true", words=("UTF-8",))
 
     def test_links_that_lead_out(self, refused: Refused, tmp_path: Path) -> None:
         os.symlink("/etc/passwd", tmp_path / "link")
@@ -233,7 +245,7 @@ class TestHost:
         done = forge("doctor", env={"PATH": str(tmp_path)})
         assert done.returncode == 3 and done.stderr == ""
         lines = done.stdout.splitlines()
-        (at,) = (number for number, line in enumerate(lines) if line.startswith("FAIL") and " bubblewrap " in line)
+        (at,) = (number for number, line in enumerate(lines) if line.split()[:3] == ["FAIL", "host", "bubblewrap"])
         assert "apt-get install bubblewrap" in lines[at + 1]
 
     def test_no_cgroup_that_can_be_written(self, other_forge: Forge) -> None:

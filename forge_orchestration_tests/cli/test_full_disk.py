@@ -15,9 +15,10 @@ from forge_orchestration_tests.conftest import Forge, prerequisite
 # mounts, copies what is needed, fills all but $3 KiB, runs forge, and says what is left
 SCRIPT = """
 set -eu
-mount -t tmpfs -o size=64m,mode=0700 none "$1"
-cp -a "$2"/. "$1"/
-mkdir -p "$1/executions" "$1/scratch"
+mount -t tmpfs -o size=32m,mode=0700 none "$1"
+mkdir -p "$1/executions" "$1/scratch/templates"
+cp -a "$2/runtimes" "$1/"
+cp -a --sparse=always "$2/scratch/templates/4194304.img" "$1/scratch/templates/"
 if [ "$3" -ge 0 ]; then
   dd if=/dev/zero of="$1/ballast" bs=64k 2>/dev/null || true
   dd if=/dev/zero bs=1k 2>/dev/null >>"$1/ballast" || true
@@ -41,17 +42,13 @@ def on_a_disk(forge: Forge, tmp_path: Path):
     prerequisite(shutil.which("unshare"), "unshare is not installed")
     home = tmp_path / "small disk"
     home.mkdir()
-    runtimes = tmp_path / "content"
-    runtimes.mkdir()
-    shutil.copytree(forge.home / "runtimes", runtimes / "runtimes", symlinks=True)
-    if (forge.home / "scratch" / "templates").is_dir():
-        shutil.copytree(forge.home / "scratch" / "templates", runtimes / "scratch" / "templates", dirs_exist_ok=True)
+    assert forge.record("exec", *SMALL, "--", "true").succeeded  # so that there is a template of this size
 
     def run(free_kib: int, *arguments: str) -> tuple[int, str, str, list[str]]:
         """Exit status, stdout, stderr, and what is left in `executions` and `scratch`."""
         done = subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh", home, runtimes, str(free_kib), *forge.command,
-             *arguments],
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh", home, forge.home, str(free_kib),
+             *forge.command, *arguments],
             env={**os.environ, "HOME_OF_TEST": str(home)}, capture_output=True, text=True, timeout=90,
         )  # fmt: skip
         assert "status " in done.stdout, done.stderr

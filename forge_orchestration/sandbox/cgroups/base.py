@@ -44,6 +44,7 @@ class Cgroup(ABC):
     """The group of one execution: every process of it is a member from before its first instruction."""
 
     kind: str
+    join_file: str
 
     @property
     @abstractmethod
@@ -79,9 +80,9 @@ class Cgroup(ABC):
         return None
 
     def join(self) -> None:
-        """Move the calling process into the group."""
+        """Move the calling process, which has one thread, into the group."""
         for path in self.paths:
-            write(path / "cgroup.procs", "0")
+            write(path / self.join_file, "0")
 
     def pids(self) -> list[int]:
         """The members."""

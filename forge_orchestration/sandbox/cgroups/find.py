@@ -51,7 +51,7 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
         try:
             for leaf in self.folders("supervisors"):
                 leaf.mkdir(parents=True, exist_ok=True)
-                write(leaf / "cgroup.procs", "0")
+                write(leaf / (v1.JOIN_FILE if self.version == 1 else v2.JOIN_FILE), "0")
             for folder in self.folders("executions"):
                 folder.mkdir(parents=True, exist_ok=True)
             if self.version == 2:
@@ -74,7 +74,6 @@ class Greeting(msgspec.Struct, frozen=True):
     site: CgroupSite | None = None
     error: str = ""
     hint: str = ""
-    exit_code: int = 3
 
 
 def cgroup_mounts() -> tuple[dict[str, str], str | None]:

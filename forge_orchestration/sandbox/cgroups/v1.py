@@ -24,6 +24,8 @@ from forge_orchestration.sandbox.cgroups.base import (
 
 # a group that was refused memory by its own limit has been within one huge page or so of it; some kernels no longer count failcnt
 _NEAR = 0.97
+# not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms a controller)
+JOIN_FILE = "tasks"
 CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
 
 
@@ -36,6 +38,7 @@ class CgroupV1(Cgroup):
     """
 
     kind = "v1"
+    join_file = JOIN_FILE
 
     def __init__(self, mounts: Mapping[str, Path], name: str) -> None:
         self._folder = {controller: mounts[controller] / name for controller in CONTROLLERS}
@@ -50,11 +53,6 @@ class CgroupV1(Cgroup):
     def create(self) -> None:
         for path in self._paths:
             path.mkdir(parents=True)
-
-    def join(self) -> None:
-        # "tasks", not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms)
-        for path in self._paths:
-            write(path / "tasks", "0")
 
     def set_limits(self, limits: Limits) -> dict[str, Enforced]:
         memory, cpu, pids = self._folder["memory"], self._folder["cpu"], self._folder["pids"]

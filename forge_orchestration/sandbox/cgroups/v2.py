@@ -21,6 +21,7 @@ from forge_orchestration.sandbox.cgroups.base import (
     write,
 )  # fmt: skip
 
+JOIN_FILE = "cgroup.procs"
 CONTROLLERS = ("memory", "cpu", "pids")
 
 
@@ -33,6 +34,7 @@ class CgroupV2(Cgroup):
     """
 
     kind = "v2"
+    join_file = JOIN_FILE
 
     def __init__(self, mount: Path, name: str) -> None:
         self._path = mount / name
