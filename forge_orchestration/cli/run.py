@@ -71,8 +71,17 @@ def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) ->
             interrupted.set()
         cancel.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        record = _run_shown(engine, spec, cancel, as_json=as_json, summary=summary)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert record.end_reason is not None
+    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+
+
+def _run_shown(engine: Engine, spec: AnalysisSpec, cancel: threading.Event, *, as_json: bool, summary: bool) -> ExecutionRecord:
     if as_json:
         record = engine.run(spec, cancel=cancel)
         print(record.to_json())
@@ -86,8 +95,7 @@ def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) ->
             print_record(record)
         elif not record.succeeded:
             print(f"forge: {record.message} [{record.execution_id}]", file=sys.stderr)
-    assert record.end_reason is not None
-    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+    return record
 
 
 class _Terminal:
