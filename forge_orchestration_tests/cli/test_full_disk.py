@@ -40,7 +40,7 @@ done
 def on_a_disk(forge: Forge, tmp_path: Path):
     prerequisite(os.geteuid() == 0, "mounting needs root")
     prerequisite(shutil.which("unshare"), "unshare is not installed")
-    home = tmp_path / "small disk"
+    home = tmp_path / "small home"
     home.mkdir()
     assert forge.record("exec", *SMALL, "--", "true").succeeded  # so that there is a template of this size
 
@@ -73,20 +73,22 @@ def test_a_full_one_is_a_sentence_before_anything_starts(on_a_disk) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("free_kib", [8, 40, 80, 120, 200, 400])
-def test_one_that_fills_up_on_the_way_leaves_nothing_half_done(on_a_disk, free_kib: int) -> None:
-    """Wherever it happens: a sentence, no traceback, every execution that began has a final record, no scratch is left."""
+@pytest.mark.parametrize("free_kib", [4, 40, 64, 80, 84, 88, 92, 96, 104, 112, 120, 400])
+def test_one_that_is_nearly_full_leaves_nothing_half_done(on_a_disk, free_kib: int) -> None:
+    """Wherever it fills up on the way: a sentence that says so, and every execution that began has a final record."""
     status, _, error, left = on_a_disk(free_kib, "exec", *SMALL, "--", "echo", "started")
-    assert status in (0, 3, 5, 6, 7), error
-    assert "Traceback" not in error and "internal error" not in error
-    assert (error == "") if status == 0 else (error.startswith("forge: ") and error.count("\n") == 1), error
+    if status == 0:
+        assert error == ""
+    else:
+        assert status in (5, 6, 7), error
+        assert error.startswith("forge: ") and error.count("\n") == 1 and ("disk" in error or "space" in error), error
     for line in left:
         assert line.startswith("executions/") and any(end in line for end in ("succeeded", "failed", "lost", "refused")), left
 
 
 def test_logs_that_do_not_fit(on_a_disk) -> None:
     """The analysis prints more than the disk takes, though less than its limit allows: we failed, and say so; it is ended."""
-    status, _, error, left = on_a_disk(3000, "exec", *SMALL, "--", "sh", "-c", "head -c 20000000 /dev/zero; sleep 50")
+    status, _, error, left = on_a_disk(12_000, "exec", *SMALL, "--", "sh", "-c", "head -c 20000000 /dev/zero; sleep 50")
     assert status == 5, error
     assert "No space left" in error and "Traceback" not in error
     assert len(left) == 1 and '"status": "failed"' in left[0], left

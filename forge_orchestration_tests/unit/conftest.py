@@ -27,6 +27,37 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
+def as_nobody(tmp_path: Path) -> Callable[[Callable[[], str]], str]:
+    """Calls a function as somebody whom permissions stop, and returns what it returns: in a child, if this process is root."""
+
+    def call(function: Callable[[], str]) -> str:
+        if os.geteuid() != 0:
+            return function()
+        subprocess.run(["chown", "-R", "--no-dereference", "65534:65534", "--", tmp_path], check=True, timeout=60)
+        for parent in tmp_path.parents:  # pytest's own folders are closed to others
+            if parent.name.startswith("pytest-"):
+                os.chmod(parent, 0o711)
+        read_end, write_end = os.pipe()
+        if (pid := os.fork()) == 0:
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                os.write(write_end, function().encode())
+            except BaseException as error:
+                os.write(write_end, repr(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write_end)
+        with open(read_end, encoding="utf-8") as file:
+            said = file.read()
+        os.waitpid(pid, 0)
+        return said
+
+    return call
+
+
+@pytest.fixture
 def deep_folder() -> Iterator[DeepFolder]:
     """Makes `folder/name/name/…/deep.txt`, deeper than one path can say; removed at the end, which Python's own functions cannot."""
     made: list[Path] = []

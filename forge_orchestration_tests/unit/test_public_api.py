@@ -10,7 +10,7 @@ import forge_orchestration
 from forge_orchestration.errors import SpecError
 
 NAMES = [
-    "AnalysisSpec", "BackendUnavailableError", "EndReason", "ExecutionRecord", "ExecutorError", "ForgeError", "HostError",
+    "AnalysisSpec", "BackendUnavailableError", "EndReason", "ExecutionFailed", "ExecutionRecord", "ExecutorError", "ForgeError", "HostError",
     "InternalError", "Limits", "RuntimeCatalogError", "SandboxError", "SpecError", "Status", "StoreError", "SubmitError", "run",
 ]  # fmt: skip
 

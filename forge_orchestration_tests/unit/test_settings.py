@@ -56,7 +56,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     )
     assert settings.allowed_input_roots == (Path("/a"), Path.home() / "b")
     assert (settings.analysis_folders, settings.runtime_folders) == ((Path("/c"),), (Path("/e"),))
-    assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 100)
+    assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 50), "never above the maximum"
     assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 50)
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)

@@ -64,7 +64,7 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
 
 
 def test_no_record_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"no execution {ID}"):
+    with pytest.raises(SpecError, match=f"no execution {ID}"):
         ExecutionFolder(tmp_path, ID).read_record()
 
 

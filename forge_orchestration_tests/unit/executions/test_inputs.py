@@ -112,19 +112,15 @@ class TestGood:
         (folder / "sub" / "b\n").rename(folder / "sub" / "c")
         assert resolve(folder).facts.sha256 != first.facts.sha256
 
-    @pytest.mark.timeout(10)
-    def test_odd_things_in_a_folder_are_named_in_its_digest_and_never_opened(self, resolve, data: Path) -> None:
+    def test_links_in_a_folder_are_part_of_its_digest_and_never_followed(self, resolve, data: Path) -> None:
         folder = data / "folder"
         folder.mkdir()
-        plain = resolve(folder).facts.sha256
-        os.mkfifo(folder / "fifo")
-        with_fifo = resolve(folder).facts.sha256
-        os.symlink("/etc/passwd", folder / "link")
-        with_link = resolve(folder).facts.sha256
-        assert len({plain, with_fifo, with_link}) == 3
-        os.unlink(folder / "link")
-        os.symlink("/etc/shadow", folder / "link")
-        assert resolve(folder).facts.sha256 not in (plain, with_fifo, with_link)
+        digests = {resolve(folder).facts.sha256}
+        for aim in ("/etc/passwd", "/etc/shadow", "nothing"):
+            os.symlink(aim, folder / "link")
+            digests.add(resolve(folder).facts.sha256)
+            os.unlink(folder / "link")
+        assert len(digests) == 4
 
     def test_a_folder_that_is_linked_into_a_folder_is_part_of_its_digest(self, resolve, data: Path) -> None:
         """Where a link points changes what an analysis sees, also if it points to a folder."""
@@ -192,6 +188,13 @@ class TestRefused:
         os.mkfifo(data / "f", 0o666)
         refused(resolve, data / "f", "is a FIFO")
 
+    @pytest.mark.timeout(10)
+    def test_a_fifo_in_a_folder(self, resolve, data: Path) -> None:
+        (data / "folder" / "sub").mkdir(parents=True)
+        os.mkfifo(data / "folder" / "sub" / "pi'pe", 0o666)
+        with pytest.raises(SpecError, match="pi'pe"):
+            resolve(data / "folder")
+
     def test_a_socket(self, resolve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(data)
         with socket.socket(socket.AF_UNIX) as listening:
@@ -223,11 +226,21 @@ class TestRefused:
         os.chmod(data / "a", 0o404)
         assert resolve(data / "a", other_uid=True).facts.bytes == 1
 
-    def test_a_file_that_we_cannot_read(self, resolve, data: Path) -> None:
-        prerequisite(os.geteuid() != 0, "root reads everything: this is for an ordinary user")
-        (data / "a").write_text("x")
-        os.chmod(data / "a", 0)
-        refused(resolve, data / "a", "Permission denied")
+    @pytest.mark.parametrize("kind", ["file", "folder", "folder above"])
+    def test_what_we_cannot_read(self, resolve, data: Path, kind: str, as_nobody) -> None:
+        (data / "f").mkdir()
+        (data / "f" / "a").write_text("x")
+        os.chmod(data / "f" / "a" if kind == "file" else data / "f", 0)
+        source = data / "f" if kind == "folder" else data / "f" / "a"
+
+        def attempt() -> str:
+            with pytest.raises(SpecError) as caught:
+                resolve(source)
+            return str(caught.value)
+
+        said = as_nobody(attempt)
+        os.chmod(data / "f", 0o700)
+        assert "Permission denied" in said and "'x'" in said
 
     @pytest.mark.parametrize("name", ["", "a/b", "..", ".", "a b", "-x", "ö", "a\nb", "x" * 200, "a\0", "../../etc"])
     def test_names_that_are_no_file_names(self, resolve, data: Path, name: str) -> None:

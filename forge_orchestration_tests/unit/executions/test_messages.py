@@ -67,9 +67,6 @@ class TestGood:
     def test_a_script_that_says_nothing(self) -> None:
         assert read(b"") == []
 
-    def test_fields_that_are_not_known_yet_are_left_out(self) -> None:
-        assert read(b'{"type": "log", "message": "hi", "colour": "red"}\n') == [Message(type="log", message="hi")]
-
 
 HOSTILE = {
     "no JSON": b"hello\n",
@@ -86,6 +83,7 @@ HOSTILE = {
     "a raw control character": b'{"type": "log", "message": "\x1b[2J"}\n',
     "UTF-16": '{"type": "log"}\n'.encode("utf-16"),
     "no type": b'{"message": "hi"}\n',
+    "an unknown field": b'{"type": "log", "message": "hi", "asset_key": "other/asset"}\n',
     "an unknown type": b'{"type": "materialize"}\n',
     "a type that is a number": b'{"type": 5}\n',
     "a type that is a list": b'{"type": ["log"]}\n',

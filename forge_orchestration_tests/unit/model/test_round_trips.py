@@ -35,7 +35,7 @@ from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.seal import Entry, Verdict
 from forge_orchestration.sandbox.cgroups.base import Counters
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
@@ -72,7 +72,7 @@ RECORD = ExecutionRecord(
 PLAN = LaunchPlan(
     execution_id="i", folder=TEXT, workspace=TEXT, templates="t", bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
     environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
-    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=5000, count=6),
+    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
 )  # fmt: skip
@@ -98,7 +98,7 @@ EXAMPLES: list[msgspec.Struct] = [
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
-    Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT, exit_code=6), Identity(mode="own_uid", uid=2**31, gid=2**31),
+    Hello(parent="x/y"), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
     SupervisorIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
         name="n", folder="/f", kind="venv", lock="l", description=TEXT, python=">=3", self_test=("python", "t.py"),
@@ -109,7 +109,7 @@ EXAMPLES: list[msgspec.Struct] = [
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
-    IdentitySettings(first_uid=5000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
+    IdentitySettings(first_uid=100_000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
     OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
 ]  # fmt: skip
 # they stay in the process that made them

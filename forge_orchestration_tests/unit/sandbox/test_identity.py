@@ -40,10 +40,14 @@ def test_no_two_share_one(claims: Path) -> None:
         pass
 
 
-def test_an_unclean_end_keeps_the_name(claims: Path) -> None:
+@pytest.mark.parametrize(("in_use", "left"), [(True, "one"), (False, "")])
+def test_an_unclean_end_keeps_the_name_while_anybody_runs_as_it(
+    claims: Path, monkeypatch: pytest.MonkeyPatch, in_use: bool, left: str
+) -> None:
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: in_use)
     with pytest.raises(RuntimeError), claimed_identity(RANGE, "one") as mine:
         raise RuntimeError
-    assert (claims / str(mine.uid)).read_text() == "one"
+    assert (claims / str(mine.uid)).read_text() == left
 
 
 def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(

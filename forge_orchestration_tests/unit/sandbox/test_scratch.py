@@ -195,6 +195,19 @@ class TestRemoveTree:
         remove_tree(tmp_path / "nothing")
 
 
+def test_bytes_are_counted_however_deep_they_lie(tmp_path: Path, deep_folder: DeepFolder) -> None:
+    """Or an ordinary user's analysis could hide what it writes from its limit, beneath a path of more than 4096 bytes."""
+    (tmp_path / "w").mkdir()
+    deep_folder(tmp_path / "w", "d" * 200, 30)
+    before = folder_bytes(tmp_path / "w")
+    path, fd = "/".join(["d" * 200] * 15), os.open(tmp_path / "w", os.O_RDONLY)
+    for _ in range(2):
+        fd = os.open(path, os.O_RDONLY, dir_fd=fd)
+    with open(os.open("deep.txt", os.O_WRONLY, dir_fd=fd), "wb") as file:
+        file.write(b"x" * 5 * MIB)
+    assert folder_bytes(tmp_path / "w") - before >= 5 * MIB
+
+
 def test_bytes_of_a_folder_count_blocks_and_follow_no_link(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/f").write_bytes(b"x" * 100_000)
