@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings, make_home
 
 _LOOK_S = 0.1
+_LEAST_ROOM_BYTES = 2**20  # for a record, its logs' beginnings, and the store
 
 
 class Listener(Protocol):
@@ -91,6 +93,7 @@ class Engine:
         Raises:
             ForgeError: Nothing was started: the request, the host or the runtime is at fault.
         """
+        _check_recordable(spec)
         executor = self.executor(spec.executor)
         executor.warm_up()
         check_limits(spec.limits, self.settings.maximum)
@@ -130,9 +133,10 @@ class Engine:
             inputs=[item.facts for item in inputs], limits=spec.limits, queued_at=time.time(), folder=str(folder.path),
             logs={stream: LogFacts(path=str(folder.log(stream))) for stream in ("stdout", "stderr")},
         )  # fmt: skip
+        self._check_room()
         self.store.save(record)
-        self.store.claim(folder.id, os.getpid(), linux.start_time(os.getpid()) or 0)
         try:
+            self.store.claim(folder.id, os.getpid(), linux.start_time(os.getpid()) or 0)
             folder.create()
             code: CodeFacts | None = None
             if spec.folder is not None:
@@ -141,12 +145,11 @@ class Engine:
                 code = snapshot_code(Path(spec.folder), folder.analysis)
             record = msgspec.structs.replace(record, code=code)
             folder.write_record(record)
-        except OSError as error:
-            self.store.forget(folder.id)
-            folder.remove()
-            raise StoreError(
-                f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?"
-            ) from error
+        except BaseException as error:
+            self._forget(folder)
+            if isinstance(error, OSError):
+                raise _not_written(folder, error) from error
+            raise
         return record, PreparedExecution(folder=folder, runtime=runtime, inputs=inputs)
 
     def _follow(
@@ -182,9 +185,39 @@ class Engine:
             message=str(error),
             ended_at=time.time(),
         )
-        prepared.folder.write_record(record)
+        try:
+            prepared.folder.write_record(record)
+        except OSError as unwritten:
+            self._forget(prepared.folder)
+            raise _not_written(prepared.folder, unwritten) from error
         self.store.save(record)
         return record
+
+    def _check_room(self) -> None:
+        space = os.statvfs(self.settings.home)
+        if space.f_bavail * space.f_frsize < _LEAST_ROOM_BYTES:
+            raise StoreError(
+                f"The disk of FORGE_HOME {self.settings.home} is full.", "Make room, or set FORGE_HOME to another disk."
+            )
+
+    def _forget(self, folder: ExecutionFolder) -> None:
+        """Remove what there is of an execution that never came to be; a row that cannot be removed is left to `forge gc`."""
+        folder.remove()
+        with contextlib.suppress(StoreError):
+            self.store.forget(folder.id)
+
+
+def _check_recordable(spec: AnalysisSpec) -> None:
+    try:
+        msgspec.json.encode(spec)
+    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        raise SpecError(
+            f"The request cannot be recorded, because some of it is not UTF-8 text or a plain number: {error}."
+        ) from error
+
+
+def _not_written(folder: ExecutionFolder, error: OSError) -> StoreError:
+    return StoreError(f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?")
 
 
 class _Feed:

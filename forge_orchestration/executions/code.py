@@ -25,6 +25,8 @@ def check_code(folder: Path) -> None:
     Raises:
         SpecError: It is too large, or cannot be read.
     """
+    if not folder.is_dir():
+        raise SpecError(f"The analysis' folder {folder} is not there.")
     files = _files(folder)
     if unreadable := next((path for path in files if not os.access(path, os.R_OK)), None):
         raise SpecError(f"The analysis' file {unreadable} cannot be read.", "Let this user read it, or move it out of the folder.")

@@ -64,6 +64,7 @@ class CgroupV1(Cgroup):
             expect("memory and swap", with_swap, size, int(read(with_swap)))
         elif (swappiness := memory / "memory.swappiness").exists():
             write(swappiness, "0")
+            expect("swappiness", swappiness, 0, int(read(swappiness)))
         write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
         write(cpu / "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * CPU_PERIOD_US))))
         write(pids / "pids.max", str(limits.pids))

@@ -54,7 +54,7 @@ class CgroupV2(Cgroup):
         write(path / "memory.oom.group", "1")
         if (swap := path / "memory.swap.max").exists():
             write(swap, "0")
-            expect("swap", swap, 0, int(read(swap)))
+            expect("swap", swap, 0, int(read(swap).replace("max", "-1")))
         write(path / "cpu.max", f"{max(1000, round(limits.cpus * CPU_PERIOD_US))} {CPU_PERIOD_US}")
         write(path / "pids.max", str(limits.pids))
         if read(path / "memory.oom.group") != "1":

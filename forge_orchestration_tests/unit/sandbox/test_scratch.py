@@ -178,7 +178,7 @@ class TestRemoveTree:
         (tmp_path / "w/c").mkdir()
         (tmp_path / "w/c/file").touch()
         code = (
-            "import os, shutil, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
+            "import os, shutil, subprocess, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
             "os.chdir(sys.argv[1])\n"
             "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
             "for name in ('w/a/b', 'w/a', 'w/c'): os.chmod(name, 0)\n"
