@@ -171,25 +171,21 @@ class TestRemoveTree:
         remove_tree(tmp_path / "w")
         assert not (tmp_path / "w").exists()
 
-    def test_folders_that_their_owner_closed(self, tmp_path: Path) -> None:
-        """As the user who runs Forge without root: root is not stopped by modes, so the test becomes somebody else."""
+    def test_folders_that_their_owner_closed(self, tmp_path: Path, as_nobody) -> None:
+        """As the user who runs Forge without root: root is not stopped by modes."""
         (tmp_path / "w/a/b").mkdir(parents=True)
         (tmp_path / "w/a/b/file").touch()
         (tmp_path / "w/c").mkdir()
         (tmp_path / "w/c/file").touch()
-        code = (
-            "import os, shutil, subprocess, sys; from pathlib import Path; from forge_orchestration.sandbox.scratch import remove_tree\n"
-            "os.chdir(sys.argv[1])\n"
-            "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-            "for name in ('w/a/b', 'w/a', 'w/c'): os.chmod(name, 0)\n"
-            "remove_tree(Path('w')); print(os.path.exists('w'))"
-        )
-        if os.geteuid() == 0:
-            for folder in (tmp_path, *tmp_path.rglob("*")):
-                os.chown(folder, 65534, 65534)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=30, env=environment)
-        assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+        def close_and_remove() -> str:
+            for name in ("w/a/b", "w/a", "w/c"):
+                os.chmod(tmp_path / name, 0)
+            remove_tree(tmp_path / "w")
+            return "removed"
+
+        assert as_nobody(close_and_remove) == "removed"
+        assert not (tmp_path / "w").exists()
 
     def test_nothing_to_remove(self, tmp_path: Path) -> None:
         remove_tree(tmp_path / "nothing")
