@@ -134,9 +134,8 @@ class Engine:
             logs={stream: LogFacts(path=str(folder.log(stream))) for stream in ("stdout", "stderr")},
         )  # fmt: skip
         self._check_room()
-        self.store.save(record)
+        self.store.begin(record, os.getpid(), linux.start_time(os.getpid()) or 0)
         try:
-            self.store.claim(folder.id, os.getpid(), linux.start_time(os.getpid()) or 0)
             folder.create()
             code: CodeFacts | None = None
             if spec.folder is not None:

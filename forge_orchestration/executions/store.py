@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         with self._told("opened"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             if self._db.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
@@ -83,6 +83,19 @@ class Store:
                 f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (execution_id) DO UPDATE SET {changes}",
                 row,
             )
+
+    def begin(self, record: ExecutionRecord, pid: int, start_time: int) -> None:
+        """Insert the row of `record`, claimed by its controller from its first moment: `forge gc` never sees it without."""
+        with self._lock, self._told("written"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self.save(record)
+                self.claim(record.execution_id, pid, start_time)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def claim(self, execution_id: str, pid: int, start_time: int) -> None:
         """Remember which controller waits for an execution."""

@@ -37,14 +37,17 @@ def reconcile(engine: Engine) -> Reconciled:
     What other deployments (another `FORGE_HOME`) do on this host is left alone.
     """
     report = Reconciled()
+    known = (
+        engine.store.ids()
+    )  # before the folders: an execution that begins meanwhile has a folder without being known, never the reverse
     unfinished: set[str] = set(engine.store.unfinished())
     on_disk = {entry.name for entry in os.scandir(engine.settings.executions_dir) if entry.is_dir(follow_symlinks=False)}
-    for execution_id in sorted(unfinished | (on_disk - engine.store.ids())):
+    for execution_id in sorted(unfinished | (on_disk - known)):
         try:
             _reconcile_one(engine, execution_id, report)
         except (ForgeError, OSError) as error:
             report.problems.append(f"{execution_id}: {error}")
-    for execution_id in engine.store.ids() - on_disk - unfinished:
+    for execution_id in known - on_disk - unfinished:
         engine.store.forget(execution_id)  # someone removed its folder
         report.removed.append(f"row of {execution_id}, whose folder is gone")
     _remove_scratch(engine, report)

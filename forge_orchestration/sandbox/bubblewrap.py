@@ -23,6 +23,7 @@ NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
 # capabilities that the inner process needs for one moment, to become the execution's uid
 _TO_DROP_ROOT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 # what others than root may read there, and that is the host's
+_ON_THE_WAY = ("/usr/bin/setpriv",)
 _MASKED = ("/proc/keys", "/proc/key-users")
 
 
@@ -137,7 +138,7 @@ def verify(plan: LaunchPlan, identity: Identity, pid: int, membership: set[str])
             raise SandboxError("The sandbox's user namespace maps other users than its own.")
 
 
-def verify_members(identity: Identity, pids: set[int]) -> bool:
+def verify_members(bubblewrap: str, identity: Identity, pids: set[int]) -> bool:
     """Look at the processes of the analysis, once it runs: who they are, and that they have nothing left to give away.
 
     Returns:
@@ -149,13 +150,16 @@ def verify_members(identity: Identity, pids: set[int]) -> bool:
     seen = False
     for pid in pids:
         try:
+            # asked first: what is still bubblewrap or setpriv now has not reached the analysis, whatever it is a moment later
+            if os.readlink(f"/proc/{pid}/exe") in (bubblewrap, *_ON_THE_WAY):
+                continue
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         except OSError:
             continue
         status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
         uids = set(status.get("Uid", []))
-        if "VmSize" not in status or (identity.mode == "own_uid" and uids == {"0"}):
-            continue  # it has ended, or is still the host's setpriv on its way
+        if "VmSize" not in status:
+            continue  # it has ended
         confined = {
             "NoNewPrivs": "1",
             "Seccomp": "2",

@@ -217,7 +217,9 @@ class Supervisor:
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
                 if child.released_at and not identity_seen:
-                    identity_seen = bubblewrap.verify_members(identity, set(group.pids()) - {child.pid, child.inner_pid})
+                    identity_seen = bubblewrap.verify_members(
+                        plan.bubblewrap, identity, set(group.pids()) - {child.pid, child.inner_pid}
+                    )
                 counters = group.counters()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):

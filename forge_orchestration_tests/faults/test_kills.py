@@ -151,5 +151,6 @@ def test_a_spawner_that_dies_is_replaced(forge_home: Path) -> None:
     assert forge_orchestration.run(["true"]).succeeded
     spawner = LocalExecutor._spawners[load_settings().cgroup.parent]
     os.kill(spawner.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, spawner.pid, os.WEXITED | os.WNOWAIT)
 
     assert forge_orchestration.run(["true"]).succeeded

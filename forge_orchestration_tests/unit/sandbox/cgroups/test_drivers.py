@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -255,7 +256,10 @@ class TestShared:
     def test_a_group_that_the_kernel_keeps_is_told(self, group2: CgroupV2) -> None:
         assert group2.remove(timeout_s=0.05) is False
 
-    def test_members_get_a_signal_and_the_spared_do_not(self, group2: CgroupV2) -> None:
+    def test_members_get_a_signal_and_the_spared_do_not(self, group2: CgroupV2, request: pytest.FixtureRequest) -> None:
+        # whoever imported Dagster into this process may have left a handler, which the children would inherit
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
         read_end, write_end = os.pipe()
         children = []
         for _ in range(2):
