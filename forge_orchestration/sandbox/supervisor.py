@@ -121,7 +121,8 @@ class Supervisor:
         self._killed = group.end()
         counters = group.counters()
         wall_s = ended - child.released_at if child.released_at else 0.0
-        self._update(status=Status.COLLECTING)
+        if os.listdir(Path(plan.workspace, "outputs")):  # else nobody could see it
+            self._update(status=Status.COLLECTING)
         try:
             self._pump.finish()
         except MessageViolation as violation:
