@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from forge_orchestration.model.record import ExecutionRecord
 
 def record_schema() -> dict[str, Any]:
     """The schema as `docs/record.schema.json` holds it."""
-    schema = msgspec.to_builtins(msgspec.json.schema(ExecutionRecord), str_keys=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json.loads(json.dumps(schema))}
+    schema = json.loads(json.dumps(msgspec.to_builtins(msgspec.json.schema(ExecutionRecord), str_keys=True)))
+    for definition in schema["$defs"].values():
+        if "description" in definition:  # Python 3.13 takes the indentation out of docstrings, earlier ones do not
+            definition["description"] = inspect.cleandoc(definition["description"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 if __name__ == "__main__":
