@@ -178,6 +178,7 @@ class Supervisor:
         next_look = refused_since = 0.0
         refused = 0
         identity_seen = False
+        suspects: dict[int, str] = {}
         while True:
             timeout_s = self._next_deadline(child, next_look) - time.monotonic()
             for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
@@ -218,9 +219,11 @@ class Supervisor:
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
                 if child.released_at and not identity_seen:
-                    identity_seen = bubblewrap.verify_members(
-                        plan.bubblewrap, identity, set(group.pids()) - {child.pid, child.inner_pid}
-                    )
+                    members = set(group.pids()) - {child.pid, child.inner_pid}
+                    seen, wrong = bubblewrap.unconfined_members(plan.bubblewrap, identity, members)
+                    for pid in wrong.keys() & suspects.keys():
+                        raise SandboxError(wrong[pid])
+                    suspects, identity_seen = wrong, seen and not wrong
                 counters = group.counters()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):

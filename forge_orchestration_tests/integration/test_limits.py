@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.model.record import ExecutionRecord, record_from_json
+from forge_orchestration_tests.conftest import wait_until
 
 FORK_BOMB = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
 MEMORY = {
@@ -119,8 +120,9 @@ def test_limits_seen_from_outside_while_it_runs(forge_home: Path, forge) -> None
                 assert record.enforced[name].value == expected
             source = Path(record.enforced["memory_bytes"].source)
             assert int(source.read_text()) == 123 << 20
-            members = (source.parent / "cgroup.procs").read_text().split()
-            assert len(members) == 3  # bubblewrap's two and the program
+            read = (source.parent / "cgroup.procs").read_text
+            wait_until("bubblewrap's two processes and the program", lambda: len(read().split()) == 3)
+            members = read().split()
             for pid in members:
                 assert record.execution_id in Path(f"/proc/{pid}/cgroup").read_text()
         finally:

@@ -119,7 +119,8 @@ def test_who_it_is(forge_home: Path, forge) -> None:
     if os.geteuid() == 0:
         assert who["CapBnd"] == nothing
         assert who["uid"] >= 1_879_000_000
-    assert more["tty"] == "ENXIO" and more["setuid"] == "EPERM" and more["host"] == "forge"
+    # in a user namespace there is no uid 0 that it could become
+    assert more["tty"] == "ENXIO" and more["setuid"] in {"EPERM", "EINVAL"} and more["host"] == "forge"
 
 
 def test_each_execution_has_a_uid_of_its_own_while_it_runs(forge_home: Path, forge) -> None:
