@@ -247,7 +247,12 @@ def folder_bytes(folder: Path) -> int:
 
     By `du`, which walks folders deeper than any path that the kernel takes at once: nothing can be hidden there.
     """
-    return int(_tool(["du", "-s", "--block-size=1", "--one-file-system", os.fspath(folder)]).split()[0])
+    said = _tool(["du", "-s", "--block-size=1", "--one-file-system", os.fspath(folder)])
+    if said:
+        return int(said.split()[0])
+    if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
+        raise SandboxError(f"The size of {folder} cannot be measured.", "Is du (coreutils) there and working?")
+    return 0
 
 
 def remove_tree(folder: Path) -> None:
@@ -273,4 +278,4 @@ def _tool(command: list[str]) -> str:
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
-    return done.stdout or "0"
+    return done.stdout
