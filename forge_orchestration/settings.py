@@ -52,11 +52,13 @@ class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         on_controller_loss: `kill` or `continue`: what happens to an execution whose controller is gone.
         poll_s: Between two looks at counters for which the kernel sends no event.
         fork_bomb_grace_s: How long the kernel may go on refusing processes before the execution is ended.
+        suspect_after: How many refused system calls make an execution `suspect`.
     """
 
     on_controller_loss: Literal["kill", "continue"] = "kill"
     poll_s: Annotated[float, msgspec.Meta(ge=0.001, le=10)] = 0.05
     fork_bomb_grace_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 2.0
+    suspect_after: Annotated[int, msgspec.Meta(ge=1)] = 20
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +117,7 @@ def _host_maximum() -> Limits:
     return Limits(
         memory_bytes=memory, cpus=float(os.cpu_count() or 1), pids=32_768, wall_time_s=7 * 86_400.0,
         grace_s=600.0, scratch_bytes=256 * 2**30, log_bytes=4 * 2**30,
+        files=16_777_216, open_files=1_048_576,
     )  # fmt: skip
 
 

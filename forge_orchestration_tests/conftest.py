@@ -173,7 +173,8 @@ def leftovers(home: Path) -> list[str]:
     found += [f"supervisor of {one}" for one in ids if _has_supervisor(home / "executions" / one)]
     found += [f"cgroup {path}" for path in _cgroups_named(ids)]
     with contextlib.suppress(FileNotFoundError):
-        found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name != "templates"]
+        found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name not in ("templates", "workspace")]
+        found += [f"scratch workspace/{name}" for name in os.listdir(home / "scratch" / "workspace")]
     found += [f"mount {line}" for line in _mounts_naming(os.fsencode(home))]
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):

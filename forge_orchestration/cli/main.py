@@ -108,6 +108,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         ("memory", "2GiB", "of the whole process tree"), ("cpus", "1.5", "cores"), ("pids", "100", "processes and threads"),
         ("wall-time", "30min", "until SIGTERM"), ("grace", "5s", "from SIGTERM to SIGKILL"),
         ("scratch", "2GiB", "scratch and outputs together"), ("log", "64MiB", "kept of each log stream"),
+        ("files", "131072", "files in scratch and outputs together"), ("open-files", "4096", "descriptors of each process"),
     ):  # fmt: skip
         limits.add_argument(f"--{name}", metavar=example, help=text)
 

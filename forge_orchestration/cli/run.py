@@ -17,7 +17,7 @@ from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.settings import load_settings
 
-_LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log")
+_LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files")
 
 
 def run_analysis(arguments: argparse.Namespace) -> int:

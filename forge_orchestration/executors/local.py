@@ -26,10 +26,12 @@ from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello, scope_prefix
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
 from forge_orchestration.sandbox.leftovers import remove_leftovers
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.spawn import take_spawner
+from forge_orchestration.sandbox.standby import Hello
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
@@ -39,16 +41,16 @@ _START_TIMEOUT_S = 30.0
 class _Spawner:
     """The spawner of this controller, asked for executions one at a time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, hello: Hello) -> None:
         self.bubblewrap = find_bubblewrap()
         try:
             self._process = take_spawner()
             self._socket = self._process.socket
             self._socket.settimeout(_START_TIMEOUT_S)
-            self._socket.send(msgspec.json.encode(Hello(parent=settings.cgroup.parent)))
+            self._socket.send(msgspec.json.encode(hello))
         except OSError as error:
             raise HostError(f"The spawner cannot be started: {error}.", "See: forge doctor") from error
-        self._parent = settings.cgroup.parent
+        self._parent = hello.parent
         self._lock = threading.Lock()
         self._greeting: Greeting | None = None
 
@@ -101,19 +103,23 @@ class _Spawner:
 
 
 class LocalExecutor(AnalysisExecutor):
-    """Sandboxes on this host. One spawner a process, shared by all instances with the same cgroup setting."""
+    """Sandboxes on this host. One spawner a process, shared by all instances of the same deployment."""
 
     name = "local"
     capabilities = ExecutorCapabilities(
-        limits=frozenset({"memory", "cpus", "pids", "wall_time", "grace", "scratch", "log"}),
+        limits=frozenset({"memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files"}),
         runtime_kinds=frozenset({"venv"}),
         reattach=True,
     )
-    _spawners: dict[str, _Spawner] = {}
+    _spawners: dict[Hello, _Spawner] = {}
     _spawners_lock = threading.Lock()
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._hello = Hello(
+            parent=settings.cgroup.parent, identity=settings.identity, scratch_dir=str(settings.scratch_dir),
+            size=Size(bytes=settings.defaults.scratch_bytes, files=settings.defaults.files),
+        )  # fmt: skip
         self._sockets: dict[str, socket.socket] = {}
 
     def warm_up(self) -> None:
@@ -214,10 +220,9 @@ class LocalExecutor(AnalysisExecutor):
 
     def _spawner(self) -> _Spawner:
         with self._spawners_lock:
-            key = self._settings.cgroup.parent
-            spawner = self._spawners.get(key)
+            spawner = self._spawners.get(self._hello)
             if spawner is None or not spawner.is_alive:
-                spawner = self._spawners[key] = _Spawner(self._settings)
+                spawner = self._spawners[self._hello] = _Spawner(self._hello)
             return spawner
 
     def _plan(self, spec: AnalysisSpec, execution: PreparedExecution, spawner: _Spawner) -> LaunchPlan:
@@ -232,8 +237,7 @@ class LocalExecutor(AnalysisExecutor):
         ]
         system_binds, system_links = view.system_view()
         return LaunchPlan(
-            execution_id=folder.id, folder=str(folder.path), workspace=str(settings.scratch_dir / folder.id),
-            templates=str(settings.scratch_dir / "templates"), bubblewrap=spawner.bubblewrap, command=spec.command,
+            execution_id=folder.id, folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=spawner.bubblewrap, command=spec.command,
             environment=view.environment(
                 activation=runtime.activation, declared=spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0
             ),

@@ -22,6 +22,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         grace_s: From SIGTERM to SIGKILL.
         scratch_bytes: Scratch, `/tmp`, outputs and checkpoint together.
         log_bytes: Kept of standard output, and of standard error; the rest is dropped and counted.
+        files: Files and folders in scratch, `/tmp`, outputs and checkpoint together.
+        open_files: Descriptors that each process may have open.
     """
 
     memory_bytes: int = 2 * 2**30
@@ -31,12 +33,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grace_s: float = 5.0
     scratch_bytes: int = 2 * 2**30
     log_bytes: int = 64 * 2**20
+    files: int = 131_072
+    open_files: int = 4096
 
 
 # key as a person writes it → (field, parser, smallest value that can work at all)
 _BYTE_KEYS = {"memory": ("memory_bytes", 8 * 2**20), "scratch": ("scratch_bytes", 2**20), "log": ("log_bytes", 2**10)}
 _SECOND_KEYS = {"wall_time": ("wall_time_s", 0.1), "grace": ("grace_s", 0.0)}
-LIMIT_KEYS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log")
+_COUNT_KEYS = {"pids": 4, "files": 64, "open_files": 16}
+LIMIT_KEYS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files")
 
 
 def updated_limits(base: Limits, changes: Mapping[str, object], where: str) -> Limits:
@@ -69,12 +74,13 @@ def updated_limits(base: Limits, changes: Mapping[str, object], where: str) -> L
             fields[field] = seconds
         elif key == "cpus":
             fields["cpus"] = _cpus(value, what)
-        elif key == "pids":
+        elif key in _COUNT_KEYS:
+            least_count = _COUNT_KEYS[key]
             if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,10}\s*", value):
                 value = int(value)
-            if isinstance(value, bool) or not isinstance(value, int) or not 4 <= value < 2**31:
-                raise SpecError(f"{what} is {value!r:.80}; it must be a whole number of at least 4.")
-            fields["pids"] = value
+            if isinstance(value, bool) or not isinstance(value, int) or not least_count <= value < 2**31:
+                raise SpecError(f"{what} is {value!r:.80}; it must be a whole number of at least {least_count}.")
+            fields[key] = value
         else:
             raise SpecError(f"Unknown limit '{key}' in {where}.", f"The limits are: {', '.join(LIMIT_KEYS)}.")
     return msgspec.structs.replace(base, **fields)
@@ -101,6 +107,7 @@ def check_limits(limits: Limits, maximum: Limits) -> None:
     for field, show in (
         ("memory_bytes", format_bytes), ("cpus", "{:g}".format), ("pids", "{:d}".format), ("wall_time_s", format_seconds),
         ("grace_s", format_seconds), ("scratch_bytes", format_bytes), ("log_bytes", format_bytes),
+        ("files", "{:d}".format), ("open_files", "{:d}".format),
     ):  # fmt: skip
         asked, allowed = getattr(limits, field), getattr(maximum, field)
         if asked > allowed:
@@ -121,6 +128,8 @@ def limits_as_written(limits: Limits) -> dict[str, object]:
         "grace": format_seconds(limits.grace_s),
         "scratch": _whole(limits.scratch_bytes),
         "log": _whole(limits.log_bytes),
+        "files": limits.files,
+        "open_files": limits.open_files,
     }
 
 

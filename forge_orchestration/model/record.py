@@ -145,6 +145,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     enforced: dict[str, Enforced] = {}
     isolation: Isolation | None = None
     violations: dict[str, int] | str = "not counted"
+    suspect: bool = False
     usage: Usage = Usage()
     outputs: list[OutputFacts] = []
     rejected_outputs: list[RejectedOutput] = []

@@ -92,9 +92,9 @@ def _is_alive(engine: Engine, folder: ExecutionFolder) -> bool:
 def _remove_scratch(engine: Engine, report: Reconciled) -> None:
     for entry in list(os.scandir(engine.settings.scratch_dir)):
         try:
-            folder = ExecutionFolder(engine.settings.executions_dir, entry.name.removesuffix(".img"))
+            folder = ExecutionFolder(engine.settings.executions_dir, entry.name)
         except SpecError:
-            continue  # the templates
+            continue  # the templates, and the mount point
         if not _is_alive(engine, folder):
             remove_leftovers(folder, engine.settings)
             report.removed.append(f"scratch of {folder.id}")

@@ -25,6 +25,8 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "grace": (dg.String, "Time from the request to end until it is killed, such as 5s."),
     "scratch": (dg.String, "Disk space for scratch, temporary files, outputs and checkpoint together, such as 2GiB."),
     "log": (dg.String, "Kept of standard output, and of standard error; the rest is dropped and counted."),
+    "files": (dg.Int, "Files and folders in scratch, temporary files, outputs and checkpoint together."),
+    "open_files": (dg.Int, "Descriptors that each process may have open."),
 }
 
 

@@ -8,6 +8,7 @@ FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import sys
@@ -102,13 +103,19 @@ def load_definition(name: str, settings: Settings) -> RuntimeDefinition:
     folder = folders[name]
     path = folder / "runtime.toml"
     try:
-        raw = tomllib.loads(path.read_text("utf-8"))
+        raw = _parsed(path.read_text("utf-8"))
         definition = msgspec.convert(raw | {"name": name, "folder": str(folder)}, RuntimeDefinition)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise RuntimeCatalogError(f"The runtime definition {path} cannot be used: {error}.") from error
     if not definition.lock_path.is_file():
         raise RuntimeCatalogError(f"The runtime definition {path} names the lock {definition.lock}, which is not there.")
     return definition
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> dict[str, Any]:
+    """Each text is parsed once a process; callers do not change the answer."""
+    return tomllib.loads(text)
 
 
 def build_id(definition: RuntimeDefinition) -> str:

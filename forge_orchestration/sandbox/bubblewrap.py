@@ -1,8 +1,8 @@
-"""From a launch plan to bubblewrap's command line, and the checks between its mounts and the command's first instruction.
+"""From a launch plan to bubblewrap's command line, and the look at what stands before the command's first instruction.
 
-The last thing that bubblewrap puts into the sandbox is a small file whose content it reads from a pipe: the gate. When the
-supervisor sees that the pipe is being read, the whole mount tree stands; until it closes the pipe, bubblewrap waits. In
-between, what is mounted, and in which groups and namespaces, is compared with the plan.
+bubblewrap makes the namespaces and the mount tree, and keeps them; the command is started in them by `entry`. When the process
+that is to become the command has given up its privileges and waits, it is looked at from outside, through `/proc`: mounts,
+namespaces, groups, identity, capabilities and filter are compared with the plan.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ import shutil
 from pathlib import Path
 
 from forge_orchestration.errors import HostError, SandboxError
+from forge_orchestration.model.record import Enforced
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
-# where bubblewrap builds the tree before it becomes the root
-_NEW_ROOT = "/newroot"
-NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
-# capabilities that the inner process needs for one moment, to become the execution's uid
-_TO_DROP_ROOT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
-# what others than root may read there, and that is the host's
-_ON_THE_WAY = ("/usr/bin/setpriv",)
+_MADE_BY_BUBBLEWRAP = ("mnt", "pid", "ipc", "uts", "net")
 _MASKED = ("/proc/keys", "/proc/key-users")
 
 
@@ -40,41 +35,30 @@ def find_bubblewrap() -> str:
 
 
 def arguments(
-    plan: LaunchPlan, identity: Identity, *, files: dict[str, int], seccomp_fd: int, status_fd: int, gate_fd: int
+    plan: LaunchPlan, identity: Identity, *, workspace: str, messages: str, files: dict[str, int], status_fd: int, block_fd: int
 ) -> list[str]:
-    """Bubblewrap's whole command line, the analysis' command included.
+    """Bubblewrap's whole command line, but for the program that it is to start.
 
     Args:
+        workspace: Where the execution's workspace lies on the host.
+        messages: The FIFO that becomes `/forge/messages`.
         files: Descriptor by path of the small files that are made for this sandbox.
+        block_fd: Read once and closed when all mounts are made and all privileges given up.
     """
     argv = [plan.bubblewrap, "--clearenv"]
-    argv += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup", "--hostname", "forge"]
+    argv += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "forge"]
     argv += ["--die-with-parent"]  # tied to the supervisor, which is single-threaded: a dead one leaves nothing running
-    argv += ["--new-session"]  # no controlling terminal to push characters into
-    if identity.mode == "own_uid":
-        argv += ["--cap-drop", "ALL"]
-        for capability in _TO_DROP_ROOT:
-            argv += ["--cap-add", capability]
-    else:
-        argv += ["--unshare-user", "--disable-userns", "--uid", str(identity.uid), "--gid", str(identity.gid), "--cap-drop", "ALL"]
+    argv += ["--new-session", "--cap-drop", "ALL"]
+    if identity.mode != "own_uid":
+        argv += ["--unshare-user", "--disable-userns", "--uid", str(identity.uid), "--gid", str(identity.gid)]
     argv += _system(plan)
     for path, fd in files.items():
         # a file of the root itself, which is made read-only below, costs less than a mount
         argv += ["--perms", "0444", "--file", str(fd), path]
-    argv += _forge_paths(plan)
+    argv += _forge_paths(plan, workspace, messages)
     # what bubblewrap made of the root itself is not writable either
-    argv += ["--remount-ro", "/"]
-    # last, onto the placeholder of the same name: from here on nothing is mounted any more
-    argv += ["--perms", "0444", "--ro-bind-data", str(gate_fd), view.README]
-    argv += ["--chdir", "/", "--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd), "--"]
-    if identity.mode == "own_uid":
-        # the host's setpriv, from the read-only /usr: nothing of the analysis is loaded before root is gone
-        argv += ["/usr/bin/setpriv", f"--reuid={identity.uid}", f"--regid={identity.gid}", "--clear-groups"]
-        argv += ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]
-    # its variables are set only now: LD_PRELOAD and its like would otherwise be loaded into setpriv
-    # and its folder is entered only now: root without its capabilities may not
-    argv += ["/usr/bin/env", "-i", "-C", view.SCRATCH, *(f"{name}={value}" for name, value in plan.environment.items())]
-    return argv + list(plan.command)
+    argv += ["--remount-ro", "/", "--chdir", "/"]
+    return [*argv, "--json-status-fd", str(status_fd), "--block-fd", str(block_fd)]
 
 
 def _system(plan: LaunchPlan) -> list[str]:
@@ -92,7 +76,7 @@ def _system(plan: LaunchPlan) -> list[str]:
     return argv
 
 
-def _forge_paths(plan: LaunchPlan) -> list[str]:
+def _forge_paths(plan: LaunchPlan, workspace: str, messages: str) -> list[str]:
     argv: list[str] = []
     made: set[str] = {"/"}
     targets = [bind.target for bind in plan.binds] + [*view.WORKSPACE.values(), view.MESSAGES]
@@ -105,66 +89,93 @@ def _forge_paths(plan: LaunchPlan) -> list[str]:
     for bind in plan.binds:
         argv += ["--ro-bind", bind.source, bind.target]
     for name, target in view.WORKSPACE.items():
-        argv += ["--bind", f"{plan.workspace}/{name}", target]
-    argv += ["--bind", f"{plan.folder}/messages.fifo", view.MESSAGES]
+        argv += ["--bind", f"{workspace}/{name}", target]
+    argv += ["--bind", messages, view.MESSAGES]
     return argv
 
 
-def verify(plan: LaunchPlan, identity: Identity, pid: int, membership: set[str]) -> None:
-    """Compare what stands, seen from outside through process `pid`, with the plan. Nothing of the analysis has run yet.
+def verify_tree(plan: LaunchPlan, pid: int) -> None:
+    """Compare the mounts and namespaces that bubblewrap made, seen from outside, with the plan.
+
+    Args:
+        pid: bubblewrap's inner process, when it has made all mounts and given up its privileges.
 
     Raises:
         SandboxError: Something is not as the plan says.
     """
-    proc = f"/proc/{pid}"
-    mounts = _mount_options(Path(proc, "mountinfo").read_text())
+    mounts = _mount_options(_read(f"/proc/{pid}/mountinfo"))
     for bind in plan.binds:
-        seen = os.stat(f"{proc}/root{_NEW_ROOT}{bind.target}", follow_symlinks=False)
+        seen = os.stat(f"/proc/{pid}/root{bind.target}", follow_symlinks=False)
         if (seen.st_dev, seen.st_ino) != (bind.device, bind.inode):
             raise SandboxError(f"{bind.source} changed while it was mounted: not the file that was checked.")
         if not {"ro", "nosuid", "nodev"} <= mounts.get(bind.target, set()):
             raise SandboxError(f"{bind.target} is not mounted read-only.")
-    if "ro" not in mounts.get("/", set()) or not {"ro", "nosuid"} <= mounts.get("/usr", set()):
-        raise SandboxError("The system's folders are not mounted read-only.")
-    for namespace in NAMESPACES:
-        if os.readlink(f"{proc}/ns/{namespace}") == os.readlink(f"/proc/self/ns/{namespace}"):
+    for path in ("/", *plan.system_binds):
+        if not {"ro", "nosuid"} <= mounts.get(path, set()):
+            raise SandboxError(f"{path} is not mounted read-only.")
+    for namespace in _MADE_BY_BUBBLEWRAP:
+        if _namespace(pid, namespace) == _namespace("self", namespace):
             raise SandboxError(f"The sandbox shares the host's {namespace} namespace.")
-    if missing := membership - _groups(Path(proc, "cgroup").read_text()):
+
+
+def verify_command(identity: Identity, pid: int, keeper: int, membership: set[str]) -> None:
+    """Compare the process that is to become the command, and waits, with what it should be.
+
+    Args:
+        pid: That process; nothing of the analysis has run in it yet.
+        keeper: bubblewrap's inner process, whose tree was verified.
+        membership: The groups that it must be in.
+
+    Raises:
+        SandboxError: It is in another place, or has something to give away.
+    """
+    for namespace in _MADE_BY_BUBBLEWRAP:
+        if _namespace(pid, namespace) != _namespace(keeper, namespace):
+            raise SandboxError(f"The command would start in another {namespace} namespace than the sandbox'.")
+    if _namespace(pid, "cgroup") == _namespace("self", "cgroup"):
+        raise SandboxError("The sandbox shares the host's cgroup namespace.")
+    if missing := membership - _groups(_read(f"/proc/{pid}/cgroup")):
         raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
     if identity.mode == "user_namespace":
-        # here it is still the namespace in which bubblewrap mounts; the one that it makes next lies inside it and can map no more
-        _, outside, count = Path(proc, "uid_map").read_text().split()
+        # the host's id in the middle is that of this process, which lies outside of the sandbox' namespace
+        _, outside, count = _read(f"/proc/{pid}/uid_map").split()
         if (int(outside), int(count)) != (identity.uid, 1):
             raise SandboxError("The sandbox's user namespace maps other users than its own.")
+    _verify_privileges(identity, _read(f"/proc/{pid}/status"))
 
 
-def unconfined_members(bubblewrap: str, identity: Identity, pids: set[int]) -> tuple[bool, dict[int, str]]:
-    """Look at the processes of the analysis, once it runs: who they are, and that they have nothing left to give away.
+def _namespace(pid: int | str, name: str) -> int:
+    return os.stat(f"/proc/{pid}/ns/{name}").st_ino
 
-    Returns:
-        Whether there was any to look at (an analysis may be shorter than the time between two looks), and what is wrong with
-        which. One look is no proof: the kernel takes the filter from a process that is just ending.
+
+def open_files_limit(pid: int, asked: int) -> Enforced:
+    """How many descriptors each process may have open, as the kernel holds it for the first of them.
+
+    Raises:
+        SandboxError: It is not what was asked.
     """
-    seen, wrong = False, {}
-    confined = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": "0" * 16, "CapPrm": "0" * 16, "CapInh": "0" * 16, "CapAmb": "0" * 16}
-    for pid in pids:
-        try:
-            # asked first: what is still bubblewrap or setpriv now has not reached the analysis, whatever it is a moment later
-            if os.readlink(f"/proc/{pid}/exe") in (bubblewrap, *_ON_THE_WAY):
-                continue
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except OSError:
-            continue
-        status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-        uids = set(status.get("Uid", []))
-        if "VmSize" not in status:
-            continue  # it has ended
-        found = [name for name, wanted in confined.items() if status.get(name) != [wanted]]
-        if uids != {str(identity.uid)} or found:
-            wrong[pid] = f"A process of the analysis runs as uid {sorted(uids)}, with {found or 'all else as it should be'}."
-        else:
-            seen = True
-    return seen, wrong
+    line = next(line for line in _read(f"/proc/{pid}/limits").splitlines() if line.startswith("Max open files"))
+    if line.split()[3:5] != [str(asked)] * 2:
+        raise SandboxError(f"The open files limit was set to {asked}, but the kernel says: {line}.")
+    return Enforced(value=asked, source="RLIMIT_NOFILE of each process, by /proc/PID/limits")
+
+
+def _verify_privileges(identity: Identity, text: str) -> None:
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    expected = {name: ["0" * 16] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")}
+    expected |= {"Uid": [str(identity.uid)] * 4, "Gid": [str(identity.gid)] * 4, "NoNewPrivs": ["1"], "Seccomp": ["2"]}
+    if identity.mode != "user_namespace":  # an ordinary user cannot take supplementary groups from a process
+        expected["Groups"] = []
+    for name, wanted in expected.items():
+        if status.get(name) != wanted:
+            raise SandboxError(
+                f"The command would start with {name} {' '.join(status.get(name, ['unknown']))}, not {' '.join(wanted)}."
+            )
+
+
+def _read(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall().decode("utf-8", "surrogateescape")
 
 
 def _groups(text: str) -> set[str]:
@@ -180,9 +191,9 @@ def _mount_options(mountinfo: str) -> dict[str, set[str]]:
     """Options by mount point; of several mounts on one point, the last and so visible one."""
     options: dict[str, set[str]] = {}
     for line in mountinfo.splitlines():
-        fields = line.split()
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if point.startswith(_NEW_ROOT):
-            point = point.removeprefix(_NEW_ROOT) or "/"
+        fields = line.split(" ", 6)
+        point = fields[4]
+        if "\\" in point:
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
         options[point] = set(fields[5].split(","))
     return options

@@ -1,179 +1,265 @@
-"""Starting bubblewrap: in its cgroup before its first instruction, with nothing inherited but what it needs."""
+"""The processes that the supervisor starts for one execution, and what it holds of them.
+
+bubblewrap makes the sandbox and keeps it; the entrant starts the command in it (see `entry`). Both stay in the supervisors'
+group: the execution's own group holds the analysis and nothing else, so what is measured there is the analysis'.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import resource
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.record import Measured
-from forge_orchestration.sandbox import bubblewrap, linux, seccomp, view
+from forge_orchestration.sandbox import bubblewrap, entry, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
+from forge_orchestration.sandbox.entry import Ended, Failed, Launch
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
+# bubblewrap's own command: it waits for an end of its input that comes when the supervisor ends, however that does
+_PLACEHOLDER = ("/usr/bin/cat",)
+_DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+_BLOCK_BYTES = 512  # the unit of rusage
+
 
 class Child:
-    """bubblewrap as the supervisor holds it.
+    """bubblewrap and the command, as the supervisor holds them.
 
     Attributes:
-        pid: The outer process, a child of ours; `inner_pid` the first one inside, as the host numbers it.
         stdout, stderr, messages: Descriptors to read, non-blocking.
-        status: Where bubblewrap tells `inner_pid`.
-        gate: Becomes writable when bubblewrap waits at the gate; None once the command was let go.
+        status: Where bubblewrap tells the pid of its inner process.
+        standing: Hangs up when the mount tree stands and bubblewrap has given up its privileges.
+        channel: To the entrant, and to the command before it is one.
+        inner_pid: Of bubblewrap's inner process, which keeps the namespaces; main_pid: of the command. Both as the host counts.
+        keeper: Becomes readable when bubblewrap has ended.
         released_at: When the command was let go, on the monotonic clock; 0 before.
+        exit_status: Of the command, as a shell would report it (128 + number for a signal); None before its end.
     """
 
-    def __init__(self, pid: int, stdout: int, stderr: int, messages: int, status: int, gate: int) -> None:
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+    def __init__(
+        self, pid: int, entrant: int, stdout: int, stderr: int, complaints: int, messages: int, status: int,
+        standing: socket.socket, channel: socket.socket, hold: int,
+    ) -> None:  # fmt: skip
+        self._pid, self._entrant = pid, entrant
+        self.keeper = os.pidfd_open(pid)
         self.stdout, self.stderr, self.messages, self.status = stdout, stderr, messages, status
-        self.inner_pid = 0
+        self.standing, self.channel = standing, channel
         self.started_at = time.monotonic()
         self.released_at = 0.0
-        self.io_read: Measured | None = None
-        self.io_write: Measured | None = None
-        self.gate: int | None = gate
+        self.exit_status: int | None = None
+        self.signal: int | None = None
+        self.inner_pid = self.main_pid = 0
+        self._complaints, self._hold = complaints, hold
+        self._inner = -1
         self._status_text = b""
-        self._reaped = False
+        self._blocks = [0, 0]
+        self._ended: int | None = None
 
     def read_status(self) -> bool:
         """Take what bubblewrap says of its inner process; False when it says no more."""
         data = os.read(self.status, 4096)
         self._status_text += data
-        if not self.inner_pid and b"}" in self._status_text:
+        if self._inner < 0 and b"}" in self._status_text:
             self.inner_pid = int(json.loads(self._status_text.split(b"}")[0] + b"}")["child-pid"])
+            with contextlib.suppress(ProcessLookupError):
+                self._inner = os.pidfd_open(self.inner_pid)
         return bool(data)
 
-    def await_inner_pid(self) -> None:
-        """Wait for what bubblewrap says before it mounts anything, if it has not been read yet."""
-        while not self.inner_pid and self.read_status():
+    def enter(self) -> None:
+        """The sandbox stands: let the entrant in.
+
+        Raises:
+            SandboxError: It does not stand, because bubblewrap ended.
+        """
+        while self._inner < 0 and self.read_status():
             pass
+        if self._inner < 0:
+            raise self._given_up()
+        socket.send_fds(self.channel, [b"enter"], [self._inner])
+
+    def hear(self) -> int | None:
+        """Take one word of the entrant or the command-to-be; returns the descriptor of the filter with the latter's.
+
+        Raises:
+            SandboxError: The command could not be started.
+        """
+        word, ancillary, _, _ = self.channel.recvmsg(65536, socket.CMSG_SPACE(4) + socket.CMSG_SPACE(12))
+        if word == entry.READY:
+            listener = -1
+            for _level, kind, data in ancillary:
+                if kind == socket.SCM_RIGHTS:
+                    listener = int.from_bytes(data[:4], "little", signed=True)
+                elif kind == _SCM_CREDENTIALS:
+                    self.main_pid = struct.unpack("3i", data[:12])[0]  # as this process sees it, by the kernel's word
+            if listener < 0 or not self.main_pid:
+                raise SandboxError("The system call filter was installed without telling.")
+            os.set_inheritable(listener, False)
+            return listener
+        if not word:
+            raise SandboxError("The process that was to start the command ended.")
+        said = msgspec.json.decode(word, type=dict[str, object])
+        if "failed" in said:
+            raise SandboxError(f"The command could not be started: {msgspec.convert(said, Failed).failed}.")
+        ended = msgspec.convert(said, Ended)
+        code = os.waitstatus_to_exitcode(ended.status)
+        self.signal = -code if code < 0 else None
+        self.exit_status = code if code >= 0 else 128 - code
+        self._blocks = [ended.blocks_read, ended.blocks_written]
+        return None
 
     def release(self) -> None:
         """Let the command start."""
-        assert self.gate is not None
         self.released_at = time.monotonic()
-        os.close(self.gate)
-        self.gate = None
+        self.channel.send(entry.GO)
 
-    def reap(self) -> int:
-        """The exit status, once `pidfd` is readable.
+    def reap_keeper(self) -> SandboxError | None:
+        """Its bubblewrap has ended before the command: what that means, or None if it was the analysis' own doing."""
+        if not self.released_at:
+            return self._given_up()
+        status = self._reap()
+        return SandboxError("bubblewrap was killed.") if os.WIFSIGNALED(status) else None
 
-        Raises:
-            SandboxError: bubblewrap gave up before the command could start; the sentence is bubblewrap's own.
-        """
-        _, status, used = os.wait4(self.pid, 0)
-        self._reaped = True
-        # bubblewrap's inner process reaps the whole tree, so its parent's account has everybody's transfers
-        self.io_read = Measured(value=used.ru_inblock * 512, source="rusage of the process tree")
-        self.io_write = Measured(value=used.ru_oublock * 512, source="rusage of the process tree")
-        code = os.waitstatus_to_exitcode(status)
-        if not self.released_at and code >= 0:
-            with contextlib.suppress(BlockingIOError):
-                said = os.read(self.stderr, 4096).decode(errors="replace").strip()
-                raise SandboxError(f"bubblewrap could not set up the sandbox: {said or f'exit status {code}'}", _remedy(said))
-        return code if code >= 0 else 128 - code
+    def kill(self) -> None:
+        """Begin to end bubblewrap, and with it every process and mount of the sandbox."""
+        if self._ended is None:
+            if self._inner >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._inner, signal.SIGKILL)
+            else:
+                os.kill(self._pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """The same, and wait until it is done."""
+        self.kill()
+        self._reap()
+
+    @property
+    def io_read(self) -> Measured:
+        """Bytes that the tree read from disks, as far as its processes were waited for."""
+        return Measured(value=self._blocks[0] * _BLOCK_BYTES, source="rusage of the process tree")
+
+    @property
+    def io_write(self) -> Measured:
+        """Bytes that the tree wrote to disks."""
+        return Measured(value=self._blocks[1] * _BLOCK_BYTES, source="rusage of the process tree")
 
     def close(self) -> None:
-        """Close every descriptor; a process that is still there is killed and reaped first."""
-        if not self._reaped:
+        """End and reap what is still there, and close every descriptor."""
+        self.end()
+        if self.exit_status is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        for fd in (self.pidfd, self.stdout, self.stderr, self.messages, self.status, self.gate):
-            if fd is not None:
+                os.kill(self._entrant, signal.SIGKILL)
+        os.waitpid(self._entrant, 0)
+        for fd in (self.keeper, self.stdout, self.stderr, self._complaints, self.messages, self.status, self._hold, self._inner):
+            if fd >= 0:
                 os.close(fd)
+        self.standing.close()
+        self.channel.close()
+
+    def _reap(self) -> int:
+        if self._ended is None:
+            _, status, used = os.wait4(self._pid, 0)
+            self._ended = status
+            # its inner process adopts and reaps what the command leaves behind
+            self._blocks = [self._blocks[0] + used.ru_inblock, self._blocks[1] + used.ru_oublock]
+        return self._ended
+
+    def _given_up(self) -> SandboxError:
+        """What bubblewrap said when it could not make the sandbox."""
+        code = os.waitstatus_to_exitcode(self._reap())
+        said = ""
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(self._complaints, 4096).decode(errors="replace").strip()
+        return SandboxError(f"bubblewrap could not set up the sandbox: {said or f'exit status {code}'}", _remedy(said))
+
+
+_SCM_CREDENTIALS = 2
 
 
 @contextlib.contextmanager
-def start_child(plan: LaunchPlan, identity: Identity, group: Cgroup, fifo: Path, *, limit_file_size: bool) -> Iterator[Child]:
-    """Start bubblewrap for `plan`, waiting at its gate.
+def start_child(
+    plan: LaunchPlan, identity: Identity, group: Cgroup, workspace: str, messages: str, *, limit_file_size: bool
+) -> Iterator[Child]:
+    """Start bubblewrap for `plan`, and the entrant that waits for its sandbox.
 
     Raises:
-        SandboxError: It could not be started.
+        SandboxError: They could not be started.
     """
     deadline = time.time() + plan.limits.wall_time_s
-    plan = msgspec.structs.replace(plan, environment=plan.environment | {"FORGE_DEADLINE": f"{deadline:.3f}"})
-    with contextlib.ExitStack() as theirs:  # closed here once the child has them
-
-        def pipe() -> tuple[int, int]:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            return read_end, write_end
+    with contextlib.ExitStack() as theirs:  # closed here once they have them
 
         def given(fd: int) -> int:
             theirs.callback(os.close, fd)
-            os.set_inheritable(fd, True)
             return fd
 
-        stdout, stdout_w = pipe()
-        stderr, stderr_w = pipe()
-        status, status_w = pipe()
-        gate_r, gate = pipe()
-        # filled to the brim, so that it takes no more until bubblewrap reads it
-        fcntl.fcntl(gate, fcntl.F_SETPIPE_SZ, 4096)
-        os.write(gate, view.README_TEXT.encode().ljust(fcntl.fcntl(gate, fcntl.F_GETPIPE_SZ)))
-        messages = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        for fd in (stdout, stderr):
+        stdout, stdout_w = os.pipe2(os.O_CLOEXEC)
+        stderr, stderr_w = os.pipe2(os.O_CLOEXEC)
+        complaints, complaints_w = os.pipe2(os.O_CLOEXEC)
+        status, status_w = os.pipe2(os.O_CLOEXEC)
+        hold_r, hold = os.pipe2(os.O_CLOEXEC)
+        standing, theirs_standing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        channel, theirs_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        messages_fd = os.open(messages, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        for fd in (stdout, stderr, complaints):
             os.set_blocking(fd, False)
+        null = given(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         files = {
             view.PARAMS: given(_file(plan.parameters_json)),
+            view.README: given(_file(view.README_TEXT)),
             "/etc/passwd": given(_file(view.passwd(identity.uid, identity.gid))),
             "/etc/group": given(_file(view.group(identity.gid))),
             "/etc/hosts": given(_file(view.HOSTS)),
             "/etc/nsswitch.conf": given(_file(view.NSSWITCH)),
-            view.README: given(_file("")),
         }
-        filter_fd = given(seccomp.filter_descriptor())
+        for fd in (stdout_w, stderr_w, complaints_w, status_w, hold_r):
+            given(fd)
+        standing.send(b".")  # what bubblewrap waits to read, once all else is done; then it closes its end
         argv = bubblewrap.arguments(
-            plan, identity, files=files, seccomp_fd=filter_fd, status_fd=given(status_w), gate_fd=given(gate_r)
+            plan,
+            identity,
+            workspace=workspace,
+            messages=messages,
+            files=files,
+            status_fd=status_w,
+            block_fd=theirs_standing.fileno(),
         )
-        standard = (given(os.open("/dev/null", os.O_RDONLY)), given(stdout_w), given(stderr_w))
-        kept = {*files.values(), filter_fd, status_w, gate_r}
-        most = plan.limits.scratch_bytes if limit_file_size else resource.RLIM_INFINITY
-        pid = os.fork()
-        if pid == 0:
-            _become(argv, group, standard, kept, most)
-    child = Child(pid, stdout, stderr, messages, status, gate)
+        # by a descriptor, not by its command line: that can be read in the sandbox, and names folders of the host
+        words = given(_file("\0".join(argv[1:]) + "\0"))
+        for fd in (*files.values(), words, status_w, theirs_standing.fileno()):
+            os.set_inheritable(fd, True)
+        with theirs_standing:
+            pid = os.posix_spawn(
+                argv[0], [argv[0], "--args", str(words), "--", *_PLACEHOLDER], {}, setsigmask=(), setsigdef=_DEFAULT_SIGNALS,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((hold_r, null, complaints_w))],
+            )  # fmt: skip
+        taken = Launch(
+            command=plan.command, environment=plan.environment | {"FORGE_DEADLINE": f"{deadline:.3f}"}, identity=identity,
+            standard=(null, stdout_w, stderr_w), open_files=plan.limits.open_files,
+            file_size_bytes=plan.limits.scratch_bytes if limit_file_size else None,
+        )  # fmt: skip
+        entrant = os.fork()  # while bubblewrap is at work
+        if entrant == 0:
+            channel.close()
+            standing.close()
+            for fd in (hold, stdout, stderr, messages_fd):
+                os.close(fd)
+            entry.run_entrant(theirs_channel, taken, group)
+        theirs_channel.close()
+    child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, status, standing, channel, hold)
     try:
         yield child
     finally:
         child.close()
-
-
-def _become(argv: list[str], group: Cgroup, standard: tuple[int, int, int], kept: set[int], file_size: int) -> None:
-    """In the forked child: join the group, close everything else, and become bubblewrap. Never returns."""
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        linux.die_with_parent(signal.SIGKILL)
-        group.join()
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 0 would still hand a core to a host's handler that is a pipe; 1 does not
-        if file_size != resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-        for target, fd in enumerate(standard):
-            os.dup2(fd, target)
-        last = 2
-        for fd in sorted(kept):
-            os.closerange(last + 1, fd)
-            last = fd
-        os.closerange(last + 1, 1 << 20)
-        os.umask(0o022)
-        os.execve(argv[0], argv, {})
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}".encode())
-    finally:
-        os._exit(127)
 
 
 def _file(content: str) -> int:

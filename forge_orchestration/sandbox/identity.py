@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,44 +29,55 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     gid: int
 
 
-@contextlib.contextmanager
-def claimed_identity(settings: IdentitySettings, execution_id: str) -> Iterator[Identity]:
-    """An identity for one execution, given back on leaving; leave only when no process of it is left.
+class Claim:
+    """An identity that is nobody else's until `release`.
 
     Raises:
         SandboxError: Every uid of the range is in use.
     """
-    if os.geteuid() != 0:
-        yield Identity(mode="user_namespace", uid=os.geteuid(), gid=os.getegid())
-        return
-    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    start = zlib.crc32(execution_id.encode())  # spread, so that concurrent claims seldom meet
-    for step in range(settings.count):
-        uid = settings.first_uid + (start + step) % settings.count
-        if (fd := _try_claim(uid, execution_id)) is not None:
-            break
-    else:
+
+    def __init__(self, settings: IdentitySettings, holder: str) -> None:
+        self._fd = -1
+        if os.geteuid() != 0:
+            self.identity = Identity(mode="user_namespace", uid=os.geteuid(), gid=os.getegid())
+            return
+        CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
+        start = zlib.crc32(holder.encode())  # spread, so that concurrent claims seldom meet
+        for step in range(settings.count):
+            uid = settings.first_uid + (start + step) % settings.count
+            if (fd := _try_claim(uid, holder)) is not None:
+                self._fd = fd
+                self.identity = Identity(mode="own_uid", uid=uid, gid=uid)
+                return
         last = settings.first_uid + settings.count - 1
         raise SandboxError(f"All uids from {settings.first_uid} to {last} are in use.", "Raise identity.count in settings.toml.")
-    try:
-        yield Identity(mode="own_uid", uid=uid, gid=uid)
-        os.ftruncate(fd, 0)
-    except BaseException:
-        if not uid_in_use(uid):  # an end that left processes keeps the name, and so the uid
-            os.ftruncate(fd, 0)
-        raise
-    finally:
-        os.close(fd)
+
+    def hand_over(self, holder: str) -> None:
+        """Write another name into the claim: it was made ahead, and now it is known for what."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, holder.encode(), 0)
+
+    def release(self, *, ended: bool) -> None:
+        """Give the identity back. Unless all processes are known to have `ended`, it is first seen whether any is left.
+
+        A claim that cannot be given back keeps its name, and so its uid, until `forge gc` finds that all have ended.
+        """
+        if self._fd >= 0:
+            if ended or not uid_in_use(self.identity.uid):
+                os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
 
 
-def _try_claim(uid: int, execution_id: str) -> int | None:
+def _try_claim(uid: int, holder: str) -> int | None:
     fd = os.open(CLAIMS / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.read(fd, 1) and uid_in_use(uid):
             raise BlockingIOError
         os.ftruncate(fd, 0)
-        os.pwrite(fd, execution_id.encode(), 0)
+        os.pwrite(fd, holder.encode(), 0)
     except BlockingIOError:
         os.close(fd)
         return None

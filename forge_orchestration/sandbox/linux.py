@@ -1,4 +1,4 @@
-"""The few kernel calls for which Python has no function: mount, unshare, loop devices, process identity.
+"""The few kernel calls for which Python has no function: namespaces, mounts, privileges, filters, loop devices, process identity.
 
 Nothing here knows of executions. Errors are `OSError` with the call's name.
 """
@@ -8,29 +8,46 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-CLONE_NEWNS = 0x00020000
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOATIME, MS_REC, MS_PRIVATE = 2, 4, 1024, 16384, 1 << 18
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
 
 
-def _check(result: int, call: str, *what: str) -> None:
-    if result != 0:
+def _check(result: int, call: str, *what: str) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}", *what[:1])
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Give this process namespaces of its own."""
+    _check(_libc.unshare(flags), "unshare")
 
 
 def unshare_mounts() -> None:
     """Give this process a mount namespace of its own: what it mounts is seen by it and its children, and ends with them."""
-    _check(_libc.unshare(CLONE_NEWNS), "unshare")
+    unshare(CLONE_NEWNS)
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount")
+
+
+def enter_namespaces(pidfd: int, flags: int) -> None:
+    """Enter namespaces of the process behind `pidfd`, all of them or none; its pid namespace holds for later children only."""
+    _check(_libc.setns(pidfd, flags), "setns")
 
 
 def mount_ext4(device: str, target: Path) -> None:
@@ -76,11 +93,83 @@ def attach_loop_device(image_fd: int) -> tuple[str, int]:
     raise OSError(errno.EBUSY, "no free loop device after 200 tries")
 
 
+def _prctl(*arguments: int) -> int:
+    return int(_libc.prctl(*(ctypes.c_ulong(one) for one in (*arguments, 0, 0, 0, 0)[:5])))
+
+
 def die_with_parent(signal_number: int) -> None:
-    """Ask the kernel to send `signal_number` to this process when its parent ends."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+    """Ask the kernel to send `signal_number` to this process when its parent ends. A change of user id takes that back."""
+    _check(_prctl(_PR_SET_PDEATHSIG, signal_number), "prctl")
 
 
+def be_dumpable() -> None:
+    """Let processes of the same user look at this one in `/proc`, which a change of privileges has ended."""
+    _check(_prctl(_PR_SET_DUMPABLE, 1), "prctl")
+
+
+def drop_bounding_set() -> None:
+    """Give up every capability for good: no program can bring one back. Needs CAP_SETPCAP."""
+    for capability in range(64):
+        if _prctl(_PR_CAPBSET_DROP, capability) < 0:
+            if ctypes.get_errno() == errno.EINVAL and capability > 0:
+                return  # one past the last that this kernel knows
+            _check(-1, "prctl")
+
+
+def drop_capabilities() -> None:
+    """Empty the effective, permitted, inheritable and ambient sets, and let no program gain privileges (`no_new_privs`)."""
+    _check(_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL), "prctl")
+    header, data = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+    _check(_libc.capset(header, data), "capset")
+    set_no_new_privileges()
+
+
+def set_no_new_privileges() -> None:
+    """Let no program that is executed from now on gain privileges, by a set-user-id bit for example."""
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "prctl")
+
+
+def join_new_session_keyring() -> None:
+    """Leave the session keyring that was inherited for a new, empty one; nothing to do on a kernel without keyrings."""
+    if (
+        _libc.syscall(_system_call("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0) < 0
+        and ctypes.get_errno() != errno.ENOSYS
+    ):
+        _check(-1, "keyctl")
+
+
+def install_filter(program: bytes) -> int:
+    """Put this thread under a seccomp filter; returns the descriptor at which refused calls are announced.
+
+    Args:
+        program: Compiled BPF, 8 bytes an instruction.
+    """
+
+    class SockFprog(ctypes.Structure):
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    described = SockFprog(len(program) // 8, program)
+    call = _libc.syscall(
+        _system_call("seccomp"), _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, ctypes.byref(described)
+    )
+    return _check(call, "seccomp")
+
+
+@functools.cache
+def _system_call(name: str) -> int:
+    import pyseccomp
+
+    return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name))
+
+
+def warm_up() -> None:
+    """Look up once, before forking, what every child will need."""
+    for name in ("keyctl", "seccomp"):
+        _system_call(name)
+    boot_id()
+
+
+@functools.cache
 def boot_id() -> str:
     """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -92,7 +181,8 @@ def start_time(pid: int) -> int | None:
     Together with the boot id it tells a process from a later one that got the same pid.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(4096).rsplit(b")", 1)[1].split()
     except (OSError, IndexError):
         return None
     return None if fields[0] in b"ZX" else int(fields[19])

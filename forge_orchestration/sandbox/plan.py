@@ -5,6 +5,8 @@ The controller decides, the supervisor obeys: it reads no settings and makes no 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from forge_orchestration.model.limits import Limits
@@ -30,7 +32,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         folder: The execution's folder on the host.
-        workspace: Folder that becomes the mount point of its scratch file system, or its scratch.
+        scratch_dir: Where workspaces are made.
         command: Program and arguments; run with `environment` and nothing else.
         system_binds: Host folders of the system view, each read-only at its own path.
         system_links: Links of the system view, target by path.
@@ -40,8 +42,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     execution_id: str
     folder: str
-    workspace: str
-    templates: str
+    scratch_dir: str
     bubblewrap: str
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -56,3 +57,21 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     messages: MessageSettings
     output_caps: OutputSettings
     supervision: SupervisionSettings
+
+
+def plan_from_json(data: bytes) -> LaunchPlan:
+    """Read a plan back.
+
+    Raises:
+        msgspec.DecodeError, msgspec.ValidationError: The text is no plan.
+    """
+    return msgspec.json.decode(data, type=LaunchPlan)
+
+
+def read_plan(folder: Path) -> LaunchPlan:
+    """The plan of the execution in `folder`.
+
+    Raises:
+        FileNotFoundError: It has none, because it was never submitted.
+    """
+    return plan_from_json((folder / "plan.json").read_bytes())

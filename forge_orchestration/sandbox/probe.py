@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forge_orchestration.errors import HostError
-from forge_orchestration.sandbox import seccomp
+from forge_orchestration.sandbox import linux, seccomp
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
 from forge_orchestration.sandbox.cgroups.find import find_site, scope_prefix
 from forge_orchestration.settings import Settings
@@ -62,19 +63,26 @@ def _namespaces() -> str:
 
 def _system_calls() -> str:
     program = seccomp.filter_program()
-    fd = seccomp.filter_descriptor()
-    try:
-        user = () if os.geteuid() == 0 else ("--unshare-user",)
-        command = [find_bubblewrap(), *user, "--unshare-pid", "--die-with-parent", *_VIEW, "--seccomp", str(fd), "sh", "-c"]
-        done = subprocess.run(
-            [*command, "unshare --user true 2>/dev/null && echo allowed || echo refused"],
-            capture_output=True, text=True, pass_fds=(fd,), timeout=30, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    finally:
-        os.close(fd)
-    if done.stdout.strip() != "refused":
-        raise HostError(f"The system call filter does not hold: {done.stdout.strip() or done.stderr.strip()}", "Check libseccomp2.")
-    return f"filter of {len(program)} bytes, tried with unshare(2)"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            linux.set_no_new_privileges()
+            listener = linux.install_filter(program)
+            os.close(listener)  # nobody counts here: what is refused fails with ENOSYS
+            try:
+                linux.unshare(linux.CLONE_NEWUTS)
+            except OSError as error:
+                os._exit(0 if error.errno == errno.ENOSYS else 2)
+            os._exit(1)
+        finally:
+            os._exit(3)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != 0:
+        raise HostError(
+            "The system call filter cannot be installed, or does not hold.",
+            "It needs Linux 5.8 or newer with seccomp, and libseccomp2.",
+        )
+    return f"filter of {len(program) // 8} instructions, tried with unshare(2); what it refuses is counted"
 
 
 def _identity(settings: Settings) -> str:

@@ -1,8 +1,8 @@
 """The workspace: scratch, `/tmp`, outputs and checkpoint of one execution, with one size for all of them.
 
 Started by root, it is a file system of its own on a loop device: past its size the kernel says "No space left on device".
-It is mounted in the supervisor's own mount namespace and the device detaches itself, so a supervisor that is killed
-leaves an image file behind and no mount. The image is a sparse copy of a formatted template, a millisecond's work.
+It is mounted in the supervisor's own mount namespace, the device detaches itself, and the image never has a name: a supervisor
+that is killed leaves nothing of it. The image is a sparse copy of a formatted template, a millisecond's work.
 
 An ordinary user cannot mount: there it is a folder, a file in it cannot grow past the limit (`RLIMIT_FSIZE`), and the sum is
 measured while the command runs and the execution ended when it is past the limit. That is weaker, and the record says so.
@@ -11,10 +11,13 @@ measured while the command runs and the execution ended when it is past the limi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+
+import msgspec
 
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.record import Enforced, Measured
@@ -26,23 +29,35 @@ from forge_orchestration.units import format_bytes
 _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
 
 
+_OWN_INODES = 16  # of ext4 itself, and the folders of the workspace
+_FILES_ROUNDED = 2048
+_LEAST_FILES = 256
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workspace may hold: bytes, and files and folders."""
+
+    bytes: int
+    files: int
+
+
 class Workspace(ABC):
     """A workspace that exists from `create` to `remove`."""
 
     protection: str
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, size: Size) -> None:
         self.folder = folder
-        self.limit_bytes = limit_bytes
-        self.peak_bytes = 0
+        self.size = size
+        self.peak_bytes = self.peak_files = 0
 
     @abstractmethod
-    def create(self, identity: Identity) -> Enforced:
-        """Make it, empty, for `identity` alone; returns the limit as read back."""
+    def create(self, identity: Identity) -> dict[str, Enforced]:
+        """Make it, empty, for `identity` alone; returns its limits as read back."""
 
     @abstractmethod
     def is_full(self, *, at_the_end: bool = False) -> bool:
-        """Whether its limit stands in the way right now. Keeps `peak_bytes`. Only `at_the_end` is it looked at in any case."""
+        """Whether its limit stands in the way right now. Keeps `peak_bytes` and `peak_files`. Only `at_the_end` is it looked at in any case."""
 
     @abstractmethod
     def remove(self) -> tuple[int, int]:
@@ -53,12 +68,21 @@ class Workspace(ABC):
     def peak(self) -> Measured:
         """The most that was seen in it, and how that was seen."""
 
+    @property
+    def messages(self) -> Path:
+        """The FIFO that becomes `/forge/messages`."""
+        return self.folder / "messages"
+
     def _make_folders(self, identity: Identity) -> None:
+        os.mkfifo(self.messages, 0o600)
+        made = [self.messages]
         for name in WORKSPACE:
-            path = self.folder / name
-            path.mkdir(mode=0o700)
-            if identity.mode == "own_uid":
+            made.append(self.folder / name)
+            os.mkdir(made[-1], 0o700)
+        if identity.mode == "own_uid":
+            for path in made:
                 os.chown(path, identity.uid, identity.gid)
+            os.chmod(self.messages, 0o200)  # the analysis may add to it, and not read what it or its helpers wrote
 
 
 class LoopWorkspace(Workspace):
@@ -66,38 +90,41 @@ class LoopWorkspace(Workspace):
 
     protection = "on"
 
-    def __init__(self, folder: Path, limit_bytes: int, templates: Path) -> None:
-        super().__init__(folder, limit_bytes)
-        self._image = folder.with_name(folder.name + ".img")
-        self._templates = templates
+    def __init__(self, scratch_dir: Path, size: Size) -> None:
+        # one mount point for all: each supervisor sees its own file system there, and others an empty folder
+        super().__init__(scratch_dir / "workspace", size)
+        self._image = -1
         self._mounted = False
 
-    def create(self, identity: Identity) -> Enforced:
-        template = formatted_template(self._templates, self.limit_bytes)
-        self.folder.mkdir(mode=0o755)
-        image = os.open(self._image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def create(self, identity: Identity) -> dict[str, Enforced]:
+        template = formatted_template(self.folder.parent / "templates", self.size)
+        self.folder.mkdir(mode=0o755, exist_ok=True)
+        self._image = _unnamed_file(self.folder.parent)
+        _copy_sparse(template, self._image)
+        device, loop = linux.attach_loop_device(self._image)
         try:
-            _copy_sparse(template, image)
-            device, loop = linux.attach_loop_device(image)
-            try:
-                linux.mount_ext4(device, self.folder)
-                self._mounted = True
-            finally:
-                os.close(loop)
+            linux.mount_ext4(device, self.folder)
+            self._mounted = True
         finally:
-            os.close(image)
+            os.close(loop)
         self._make_folders(identity)
         space = os.statvfs(self.folder)
         self._free_at_start = (space.f_bavail, space.f_favail)
         available = space.f_bavail * space.f_frsize
-        if available > self.limit_bytes + 2**20:
-            raise SandboxError(f"The workspace should hold {format_bytes(self.limit_bytes)}, but offers {format_bytes(available)}.")
-        return Enforced(value=available, source=f"statvfs of an ext4 image on {device}")
+        # mkfs rounds the number of files up, to whole table blocks in every group of 128 MiB
+        if available > self.size.bytes + 2**20 or space.f_favail > self.size.files + _FILES_ROUNDED + self.size.bytes // 2**22:
+            raise SandboxError(
+                f"The workspace should hold {format_bytes(self.size.bytes)} in {self.size.files} files, "
+                f"but offers {format_bytes(available)} in {space.f_favail}."
+            )
+        source = f"statvfs of an ext4 image on {device}"
+        return {"scratch_bytes": Enforced(value=available, source=source), "files": Enforced(value=space.f_favail, source=source)}
 
     def is_full(self, *, at_the_end: bool = False) -> bool:
         space = os.statvfs(self.folder)
         used = (self._free_at_start[0] - space.f_bavail) * space.f_frsize
         self.peak_bytes = max(self.peak_bytes, used)
+        self.peak_files = max(self.peak_files, self._free_at_start[1] - space.f_favail)
         # the kernel takes room for up to 2 MiB of a large write at once, and refuses it all if that much is not left
         margin = min((2 << 20) // space.f_frsize + 8, self._free_at_start[0] // 8)
         return space.f_bavail < margin or space.f_favail == 0
@@ -117,11 +144,10 @@ class LoopWorkspace(Workspace):
                     time.sleep(0.002)
             self._mounted, mounts = False, 1
         freed = 0
-        with contextlib.suppress(FileNotFoundError):
-            freed = os.stat(self._image).st_blocks * 512
-            os.unlink(self._image)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.folder)
+        if self._image >= 0:
+            freed = os.fstat(self._image).st_blocks * 512
+            os.close(self._image)
+            self._image = -1
         return freed, mounts
 
     @property
@@ -134,22 +160,26 @@ class FolderWorkspace(Workspace):
 
     protection = "on: one file by RLIMIT_FSIZE; the sum is measured while it runs, not refused by the kernel"
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        super().__init__(folder, limit_bytes)
+    def __init__(self, folder: Path, size: Size) -> None:
+        super().__init__(folder, size)
         self._next_look = 0.0
         self._full = False
 
-    def create(self, identity: Identity) -> Enforced:
+    def create(self, identity: Identity) -> dict[str, Enforced]:
         self.folder.mkdir(mode=0o700)
         self._make_folders(identity)
-        return Enforced(value=self.limit_bytes, source="measured by the supervisor; RLIMIT_FSIZE for one file")
+        return {
+            "scratch_bytes": Enforced(value=self.size.bytes, source="measured by the supervisor; RLIMIT_FSIZE for one file"),
+            "files": Enforced(value=self.size.files, source="measured by the supervisor"),
+        }
 
     def is_full(self, *, at_the_end: bool = False) -> bool:
         now = time.monotonic()
         if at_the_end or now >= self._next_look:
-            used = folder_bytes(self.folder)
+            used, files = folder_bytes(self.folder), folder_files(self.folder)
             self.peak_bytes = max(self.peak_bytes, used)
-            self._full = used >= self.limit_bytes
+            self.peak_files = max(self.peak_files, files)
+            self._full = used >= self.size.bytes or files > self.size.files
             self._next_look = now + max(0.2, 10 * (time.monotonic() - now))  # at most a tenth of the time is spent looking
         return self._full
 
@@ -163,13 +193,13 @@ class FolderWorkspace(Workspace):
         return Measured(value=self.peak_bytes, source="sum of allocated blocks, sampled")
 
 
-def formatted_template(folder: Path, limit_bytes: int) -> Path:
-    """A formatted, sparse image that offers exactly `limit_bytes` to others than root; made once a size and kept.
+def formatted_template(folder: Path, size: Size) -> Path:
+    """A formatted, sparse image that offers exactly `size.bytes` to others than root; made once a size and kept.
 
     Raises:
         SandboxError: It cannot be made.
     """
-    path = folder / f"{limit_bytes}.img"
+    path = folder / f"{size.bytes}-{size.files}.img"
     if path.exists():
         return path
     import tempfile  # once a size: no start pays for it
@@ -177,11 +207,11 @@ def formatted_template(folder: Path, limit_bytes: int) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".new")
     try:
-        # an inode for every 16 KiB, as mkfs has it, and room for the file system's own tables beside the limit
-        inodes = max(256, limit_bytes // 16_384)
-        os.truncate(handle, limit_bytes + limit_bytes // 50 + inodes * 256 + 2**20)
+        # no more files than there are blocks for, and room for the file system's own tables beside the limit
+        inodes = min(size.files, max(_LEAST_FILES, size.bytes // 4096)) + _OWN_INODES
+        os.truncate(handle, size.bytes + size.bytes // 50 + inodes * 256 + 2**20)
         _run([*_MKFS, "-N", str(inodes), name])
-        _reserve_surplus(Path(name), limit_bytes)
+        _reserve_surplus(Path(name), size.bytes)
         os.rename(name, path)
     except OSError as error:
         raise SandboxError(f"No scratch image can be made in {folder}: {error.strerror}.") from error
@@ -221,6 +251,19 @@ def _run(command: list[str]) -> str:
     return done.stdout.decode(errors="replace")
 
 
+def _unnamed_file(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    import tempfile  # a file system that knows no unnamed files
+
+    fd, name = tempfile.mkstemp(dir=folder, suffix=".new")
+    os.unlink(name)
+    return fd
+
+
 def _copy_sparse(source: Path, target_fd: int) -> None:
     """Copy the written parts of `source`, a few hundred KiB, and leave the rest a hole."""
     source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -240,6 +283,16 @@ def _copy_sparse(source: Path, target_fd: int) -> None:
                 offset += len(data)
     finally:
         os.close(source_fd)
+
+
+def folder_files(folder: Path) -> int:
+    """Files and folders beneath `folder`, links not followed; also by `du`, for the same reason."""
+    said = _tool(["du", "-s", "--inodes", "--one-file-system", os.fspath(folder)])
+    if said:
+        return int(said.split()[0])
+    if folder.exists():
+        raise SandboxError(f"The files of {folder} cannot be counted.", "Is du (coreutils) there and working?")
+    return 0
 
 
 def folder_bytes(folder: Path) -> int:
@@ -279,3 +332,10 @@ def _tool(command: list[str]) -> str:
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
     return done.stdout
+
+
+def make_workspace(scratch_dir: Path, execution_id: str, size: Size, identity: Identity) -> Workspace:
+    """The best kind of workspace that this identity can have; `create` it."""
+    if identity.mode == "own_uid":
+        return LoopWorkspace(scratch_dir, size)
+    return FolderWorkspace(scratch_dir / execution_id, size)

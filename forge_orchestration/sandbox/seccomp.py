@@ -1,7 +1,8 @@
 """The system call filter: what no analysis needs and every escape wants.
 
-A list of refusals, not of permissions: numba, R, Java and what comes after them must keep working. Each refused call
-fails with EPERM (ENOSYS where programs then fall back by themselves), so a program that asks for one politely goes on.
+A list of refusals, not of permissions: numba, R, Java and what comes after them must keep working. Each refused call waits
+until the supervisor has counted it (see `violations`) and fails with EPERM, so a program that asks for one politely goes on.
+If nobody is there to count it, it fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from forge_orchestration.errors import HostError
 _CLONE_NEW_ANY = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag: mnt, cgroup, uts, ipc, user, pid, net, and time
 _NAMESPACE_FLAGS = tuple(1 << bit for bit in range(32) if _CLONE_NEW_ANY & (1 << bit) and bit != 7)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_AF_NETLINK = 16
-_AF_REFUSED = {"AF_PACKET": 17, "AF_ALG": 38, "AF_VSOCK": 40, "AF_XDP": 44, "AF_BLUETOOTH": 31, "AF_TIPC": 30}
+_RLIMIT_CORE = 4
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
+_AF_ALLOWED = (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK)
 
 REFUSED = {
     "namespaces": ("unshare", "setns"),
@@ -30,7 +32,7 @@ REFUSED = {
     "the machine": (
         "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "iopl", "ioperm",
         "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "syslog", "acct", "sethostname", "setdomainname",
-        "vhangup", "lookup_dcookie", "nfsservctl",
+        "vhangup", "lookup_dcookie", "nfsservctl", "modify_ldt", "uselib",
     ),
     "files by handle": ("open_by_handle_at", "name_to_handle_at", "fanotify_init"),
 }  # fmt: skip
@@ -38,7 +40,7 @@ REFUSED = {
 
 @functools.cache
 def filter_program() -> bytes:
-    """The filter as compiled BPF, ready for `bwrap --seccomp`. Compiled once a process (about a millisecond).
+    """The filter as compiled BPF. Compiled once a process (about a millisecond).
 
     Raises:
         HostError: libseccomp is not installed, or does not know this processor.
@@ -50,7 +52,7 @@ def filter_program() -> bytes:
     # a system call of another architecture (32 bit, x32) ends the process: the numbers below would mean other calls there
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
     rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    refuse = pyseccomp.ERRNO(errno.EPERM)
+    refuse = pyseccomp.NOTIFY
     for calls in REFUSED.values():
         for call in calls:
             _refuse(pyseccomp, rules, refuse, call)
@@ -60,10 +62,19 @@ def filter_program() -> bytes:
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for request in (_TIOCSTI, _TIOCLINUX):
         rules.add_rule(refuse, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request))
-    for family in _AF_REFUSED.values():
-        rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
+    # the kernel looks at the lower half of a family only, a comparison at all of it: what is above the last one is refused whole
+    rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.GT, max(_AF_ALLOWED)))
+    for family in range(max(_AF_ALLOWED)):
+        if family not in _AF_ALLOWED:
+            rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
     # listing the interfaces of its own empty network needs NETLINK_ROUTE (0); nothing needs the other netlink families
     rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, _AF_NETLINK), pyseccomp.Arg(2, pyseccomp.NE, 0))
+    # a limit of 0 would let the host's core handler have a core (see `entry`): setting it says that it was done, and does nothing
+    pretend = pyseccomp.ERRNO(0)
+    rules.add_rule(pretend, "setrlimit", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE))
+    rules.add_rule(
+        pretend, "prlimit64", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE), pyseccomp.Arg(2, pyseccomp.NE, 0)
+    )
     with os.fdopen(os.memfd_create("forge-seccomp"), "wb") as file:
         rules.export_bpf(file)
         file.flush()
@@ -80,10 +91,11 @@ def _refuse(pyseccomp: object, rules: object, action: object, call: str) -> None
         raise HostError(f"The system call filter cannot refuse '{call}': {error}.") from error
 
 
-def filter_descriptor() -> int:
-    """A descriptor from which bubblewrap reads the filter; inheritable, the caller closes it."""
-    program = filter_program()
-    fd = os.memfd_create("forge-seccomp", 0)
-    os.write(fd, program)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+@functools.cache
+def refused_names() -> dict[int, str]:
+    """Name by number of every system call of which some or all uses are refused, on this processor."""
+    import pyseccomp
+
+    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "ioctl", "socket"]
+    numbers = {pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name): name for name in names}
+    return {number: name for number, name in numbers.items() if number >= 0}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 import sys
@@ -20,21 +21,24 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import ForgeError
+from forge_orchestration.model.record import record_from_json
 from forge_orchestration.sandbox import linux, seccomp
-from forge_orchestration.sandbox.cgroups.find import Greeting, Hello, find_site, scope_prefix
-from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.sandbox.cgroups.find import Greeting, find_site, scope_prefix
+from forge_orchestration.sandbox.plan import plan_from_json, read_plan
 from forge_orchestration.sandbox.spawn import SPAWNER
+from forge_orchestration.sandbox.standby import Hello, prepare_ahead
 from forge_orchestration.sandbox.supervisor import Supervisor
 
 _IN_SCOPE = "--in-scope"
+_HEAD_START_MS = 20
 
 
-def serve(control: socket.socket, configured_parent: str) -> None:
+def serve(control: socket.socket, hello: Hello) -> None:
     """Fork a supervisor for every request until the controller is gone."""
     try:
-        site = find_site(configured_parent)
+        site = find_site(hello.parent)
         site.enter()
-        seccomp.filter_program()
+        _warm_up()
     except ForgeError as error:
         greeting = Greeting(error=error.message, hint=error.hint)
         control.send(msgspec.json.encode(greeting))
@@ -43,8 +47,10 @@ def serve(control: socket.socket, configured_parent: str) -> None:
     gc.freeze()  # a forked supervisor then writes to few of the shared pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors: the kernel reaps them
     control.send(msgspec.json.encode(Greeting(site=site)))
+    waiting = select.poll()
+    waiting.register(control, select.POLLIN)
     while True:
-        standby = _fork_standby(control)  # ahead of the request, off its path
+        standby = _fork_standby(control, hello)  # ahead of the request, off its path
         folder, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not folder:
             return
@@ -54,49 +60,67 @@ def serve(control: socket.socket, configured_parent: str) -> None:
             standby.close()
             for descriptor in descriptors:
                 os.close(descriptor)
+        # the execution that starts now has the processors to itself, unless another request is waiting already
+        waiting.poll(_HEAD_START_MS)
 
 
-def _fork_standby(control: socket.socket) -> socket.socket:
+def _fork_standby(control: socket.socket, hello: Hello) -> socket.socket:
     """A supervisor that waits for its execution; the socket to give it one. It ends if that is closed without."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         try:
             control.close()
             ours.close()
-            _supervise(theirs)
+            _supervise(theirs, hello)
         finally:
             os._exit(0)
     theirs.close()
     return ours
 
 
-def _supervise(spawner: socket.socket) -> None:
+def _supervise(spawner: socket.socket, hello: Hello) -> None:
     os.setsid()
     os.chdir("/")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if os.geteuid() == 0:
         linux.unshare_mounts()
+    ahead = prepare_ahead(hello)
     folder, descriptors, _, _ = socket.recv_fds(spawner, 4096, 1)
     spawner.close()
     if folder:
-        plan = msgspec.json.decode((Path(os.fsdecode(folder)) / "plan.json").read_bytes(), type=LaunchPlan)
-        Supervisor(plan, socket.socket(fileno=descriptors[0])).run()
+        plan = read_plan(Path(os.fsdecode(folder)))
+        Supervisor(plan, socket.socket(fileno=descriptors[0]), ahead).run()
+    elif ahead is not None:
+        ahead.release(ended=True)
+
+
+def _warm_up() -> None:
+    """Do once what each supervisor would otherwise do anew: compile the filter, and the decoders of plan and record."""
+    seccomp.filter_program()
+    seccomp.refused_names()
+    linux.warm_up()
+    for decode, kind in ((plan_from_json, "plan"), (record_from_json, "record")):
+        try:
+            decode(b"{}")
+        except msgspec.ValidationError:
+            continue
+        raise AssertionError(f"an empty {kind} was taken")
 
 
 def main() -> None:
     """Entry point of the process. Where systemd is to delegate a group, it starts itself again in a scope of its own."""
     if sys.argv[1:2] == [_IN_SCOPE]:
-        parent = sys.argv[2]
+        hello = msgspec.json.decode(sys.argv[2], type=Hello)
     else:
         packet = os.read(0, 1 << 16)
         if not packet:
             return
-        parent = msgspec.json.decode(packet, type=Hello).parent
-        if prefix := scope_prefix(parent):
-            command = (*prefix, *SPAWNER, _IN_SCOPE, parent)
+        hello = msgspec.json.decode(packet, type=Hello)
+        if prefix := scope_prefix(hello.parent):
+            command = (*prefix, *SPAWNER, _IN_SCOPE, packet.decode())
             os.execvp(command[0], command)
     # a second descriptor, so that nothing that writes to standard input or output can disturb the protocol
     control = socket.socket(fileno=os.dup(0))
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
-    serve(control, parent)
+    serve(control, hello)

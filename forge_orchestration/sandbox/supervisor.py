@@ -23,36 +23,40 @@ from forge_orchestration.executions.logs import CappedLog
 from forge_orchestration.executions.messages import MessageParser, MessageViolation
 from forge_orchestration.executions.outputs import Collected, collect_outputs
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import Cleanup, ExecutionRecord, Isolation, Measured, Usage
+from forge_orchestration.model.record import Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
 from forge_orchestration.sandbox import bubblewrap, linux
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.child import Child, start_child
-from forge_orchestration.sandbox.identity import Identity, claimed_identity
+from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.sandbox.scratch import FolderWorkspace, LoopWorkspace, Workspace
+from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
+from forge_orchestration.sandbox.standby import Prepared, prepare
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
-from forge_orchestration.sandbox.verdict import Observed, judge, split_exit_status, wall_time_sentence
+from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sentence
+from forge_orchestration.sandbox.violations import Violations
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
 _PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
-    "memory_limit", "cpu_limit", "pids_limit", "wall_time_limit", "log_limit",
+    "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
 )  # fmt: skip
 
 
 class Supervisor:
     """One execution from its plan to its final record."""
 
-    def __init__(self, plan: LaunchPlan, controller: socket.socket) -> None:
+    def __init__(self, plan: LaunchPlan, controller: socket.socket, ahead: Prepared | None = None) -> None:
         self._plan = plan
+        self._ahead = ahead
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
         self._record: ExecutionRecord = self._folder.read_record()
         self._stops: dict[EndReason, str] = {}
-        self._exit_status: int | None = None
         self._kill_at: float | None = None
         self._killed = 0
+        self._violations: Violations | None = None
+        self._announced = False
         self._wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -62,35 +66,38 @@ class Supervisor:
 
         Whatever happens, the record ends in a final state and nothing of the execution is left running.
         """
-        me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
-        write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
-        self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
-        self._tell(me.native_id.encode())
         try:
             self._run()
         except Exception as error:
             with contextlib.suppress(OSError):
                 (self._folder.path / "supervisor.log").write_text(traceback.format_exc())
-            self._close_after_error(error)
+            with contextlib.suppress(OSError):
+                self._close_after_error(error)
         self._tell(b"done")
+
+    def _announce(self) -> None:
+        """Say who supervises, to all and to the controller."""
+        me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
+        write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
+        self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
+        self._folder.write_record(self._record)
+        self._tell(me.native_id.encode())
+        self._announced = True
 
     def _run(self) -> None:
         plan = self._plan
-        with claimed_identity(plan.identity, plan.execution_id) as identity:
-            group = plan.cgroup.group(plan.execution_id)
-            workspace: Workspace
-            if identity.mode == "own_uid":
-                workspace = LoopWorkspace(Path(plan.workspace), plan.limits.scratch_bytes, Path(plan.templates))
-            else:
-                workspace = FolderWorkspace(Path(plan.workspace), plan.limits.scratch_bytes)
-            fifo = self._folder.path / "messages.fifo"
+        group = plan.cgroup.group(plan.execution_id)
+        prepared = prepare(plan, self._ahead)
+        ended = False
+        try:
             try:
-                self._execute(identity, group, workspace, fifo)
+                self._execute(prepared.claim.identity, group, prepared.workspace, prepared.enforced)
             finally:
                 killed = self._killed + group.end()
-                freed, mounts = workspace.remove()
-                removed = group.remove()
-                fifo.unlink(missing_ok=True)
+                ended = True
+        finally:
+            freed, mounts = prepared.release(ended=ended)
+            removed = group.remove()
         cleanup = Cleanup(
             scratch_bytes_freed=freed,
             processes_killed=killed,
@@ -100,36 +107,36 @@ class Supervisor:
         )
         self._update(cleanup=cleanup, **self._verdict)
 
-    def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, fifo: Path) -> None:
+    def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
         plan = self._plan
         logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
-        enforced = {"scratch_bytes": workspace.create(identity)}
-        group.create()
-        enforced |= group.set_limits(plan.limits)
-        os.mkfifo(fifo, 0o600)
-        if identity.mode == "own_uid":
-            os.chown(fifo, identity.uid, identity.gid)
-            os.chmod(fifo, 0o200)  # the analysis may add to it, and not read what it or its helpers wrote
-        protections = dict.fromkeys(_PROTECTIONS, "on") | {"scratch_limit": workspace.protection}
-        self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
-        self._update(enforced=enforced)
-        with start_child(plan, identity, group, fifo, limit_file_size=identity.mode != "own_uid") as child:
+        place, messages = os.fspath(workspace.folder), os.fspath(workspace.messages)
+        with start_child(plan, identity, group, place, messages, limit_file_size=isinstance(workspace, FolderWorkspace)) as child:
+            # while bubblewrap is at work
+            self._announce()
+            group.create()
+            self._enforced = scratch | group.set_limits(plan.limits)
+            protections = dict.fromkeys(_PROTECTIONS, "on") | {"scratch_limit": workspace.protection}
+            self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)
-        ended = time.monotonic()
-        full = workspace.is_full(at_the_end=True) or self._scratch_full
-        self._killed = group.end()
-        counters = group.counters()
+            ended = time.monotonic()
+            full = workspace.is_full(at_the_end=True) or self._scratch_full
+            child.kill()  # its end takes a moment, in which ours goes on
+            self._killed = group.end()
+            counters = group.counters()
+            child.end()
+            self._drain(child)
         wall_s = ended - child.released_at if child.released_at else 0.0
-        if os.listdir(Path(plan.workspace, "outputs")):  # else nobody could see it
+        if os.listdir(workspace.folder / "outputs"):  # else nobody could see it
             self._update(status=Status.COLLECTING)
         try:
             self._pump.finish()
         except MessageViolation as violation:
-            if self._exit_status == 0:
+            if child.exit_status == 0:
                 self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
         collected = collect_outputs(
-            Path(plan.workspace, "outputs"), self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes
+            workspace.folder / "outputs", self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes
         )
         self._verdict = self._facts(collected, counters, child, wall_s, full, workspace, logs)
 
@@ -140,12 +147,13 @@ class Supervisor:
         peak = workspace.peak
         reason, message = judge(
             Observed(
-                limits=self._plan.limits, stops=self._stops, exit_status=self._exit_status, counters=counters, wall_s=wall_s,
-                scratch_full=full, scratch_peak_bytes=int(peak.value), missing=tuple(collected.missing),
+                limits=self._plan.limits, stops=self._stops, exit_status=child.exit_status, signal=child.signal, counters=counters, wall_s=wall_s,
+                scratch_full=full, scratch_peak_bytes=int(peak.value),
+                scratch_peak_files=workspace.peak_files, files_limit=int(self._enforced["files"].value), missing=tuple(collected.missing),
                 rejected=tuple(f"{item.path} ({item.why})" for item in collected.rejected),
             )
         )  # fmt: skip
-        code, number = split_exit_status(self._exit_status)
+        violations = self._violations
         usage = Usage(
             wall_s=Measured(value=round(wall_s, 6), source="supervisor's monotonic clock"),
             cpu_user_s=counters.cpu_user_s, cpu_system_s=counters.cpu_system_s,
@@ -154,8 +162,11 @@ class Supervisor:
             peak_scratch_bytes=peak,
         )  # fmt: skip
         return {
-            "status": reason.status, "end_reason": reason, "message": message, "exit_code": code, "signal": number,
-            "usage": usage, "outputs": collected.outputs, "rejected_outputs": collected.rejected,
+            "status": reason.status, "end_reason": reason, "message": message,
+            "exit_code": child.exit_status if child.signal is None else None, "signal": child.signal, "usage": usage,
+            "violations": violations.counts if violations else {},
+            "suspect": violations is not None and violations.total >= self._plan.supervision.suspect_after,
+             "outputs": collected.outputs, "rejected_outputs": collected.rejected,
             "metadata": self._pump.metadata, "logs": {name: log.facts() for name, log in logs.items()},
             "ended_at": time.time(),
         }  # fmt: skip
@@ -163,23 +174,23 @@ class Supervisor:
     # -- while it runs ---------------------------------------------------------------------------------------------
 
     def _watch(self, child: Child, identity: Identity, group: Cgroup, workspace: Workspace) -> None:
+        """Until the command has ended, or the sandbox around it."""
         plan, poll = self._plan, select.poll()
         self._scratch_full = False
         out_of_memory = group.watch_out_of_memory()
         sources = {child.stdout: "stdout", child.stderr: "stderr", child.messages: "messages"}
-        for fd in (*sources, child.status, child.pidfd, self._wake_fd):
+        channel, standing = child.channel.fileno(), child.standing.fileno()
+        for fd in (*sources, child.status, child.keeper, channel, self._wake_fd):
             poll.register(fd, select.POLLIN)
-        assert child.gate is not None
-        poll.register(child.gate, select.POLLOUT)
+        poll.register(standing, 0)  # only its end is of interest, and that is always told
         if out_of_memory is not None:
             poll.register(out_of_memory, select.POLLIN)
         if self._controller is not None:
             poll.register(self._controller, select.POLLIN)
         next_look = refused_since = 0.0
         refused = 0
-        identity_seen = False
-        suspects: dict[int, str] = {}
-        while True:
+        listener = -1
+        while child.exit_status is None:
             timeout_s = self._next_deadline(child, next_look) - time.monotonic()
             for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
                 if fd in sources:
@@ -188,17 +199,22 @@ class Supervisor:
                 elif fd == child.status:
                     if not child.read_status():
                         poll.unregister(fd)
-                elif fd == child.gate:
+                elif fd == standing:
                     poll.unregister(fd)
-                    if event & select.POLLOUT and not event & select.POLLERR:
-                        child.await_inner_pid()
-                        bubblewrap.verify(plan, identity, child.inner_pid, group.membership())
-                        child.release()
-                        self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation)
-                elif fd == child.pidfd:
-                    self._exit_status = child.reap()
-                    self._drain(sources)
-                    return
+                    child.enter()
+                    bubblewrap.verify_tree(plan, child.inner_pid)  # while the command-to-be goes in
+                elif fd == channel:
+                    heard = child.hear()
+                    if heard is not None:
+                        self._violations, listener = Violations(heard), heard
+                        poll.register(listener, select.POLLIN)
+                        self._release(child, identity, group)
+                elif fd == listener:
+                    self._answer(poll)
+                elif fd == child.keeper:
+                    poll.unregister(fd)
+                    if error := child.reap_keeper():
+                        raise error
                 elif fd == self._wake_fd:
                     os.read(self._wake_fd, 512)
                     self._stop(EndReason.CANCELED, "Canceled.", group, child)
@@ -218,12 +234,8 @@ class Supervisor:
                 self._kill(group, child)
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
-                if child.released_at and not identity_seen:
-                    members = set(group.pids()) - {child.pid, child.inner_pid}
-                    seen, wrong = bubblewrap.unconfined_members(plan.bubblewrap, identity, members)
-                    for pid in wrong.keys() & suspects.keys():
-                        raise SandboxError(wrong[pid])
-                    suspects, identity_seen = wrong, seen and not wrong
+                if self._violations is not None and self._violations.is_flood:
+                    self._answer(poll)
                 counters = group.counters()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
@@ -236,6 +248,21 @@ class Supervisor:
                 else:
                     refused_since = 0.0
                 refused = counters.pids_refused
+
+    def _release(self, child: Child, identity: Identity, group: Cgroup) -> None:
+        """The command-to-be waits: look at it, and let it go."""
+        bubblewrap.verify_command(identity, child.main_pid, child.inner_pid, group.membership())
+        self._enforced["open_files"] = bubblewrap.open_files_limit(child.main_pid, self._plan.limits.open_files)
+        child.release()
+        self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation, enforced=self._enforced)
+
+    def _answer(self, poll: select.poll) -> None:
+        violations = self._violations
+        assert violations is not None
+        more = violations.answer()
+        if not more or violations.is_flood:
+            with contextlib.suppress(KeyError):
+                poll.unregister(violations.listener)
 
     def _next_deadline(self, child: Child, next_look: float) -> float:
         deadlines = [next_look]
@@ -252,16 +279,16 @@ class Supervisor:
         if reason is EndReason.WALL_TIME:
             message = wall_time_sentence(self._plan.limits, time.monotonic() - child.released_at)
         self._stops[reason] = message
-        self._kill_at = time.monotonic() + self._plan.limits.grace_s
         if child.released_at:
-            # not to bubblewrap's two processes: they would take everything down at once
-            group.signal_members(signal.SIGTERM, spared=(child.pid, child.inner_pid))
+            self._kill_at = time.monotonic() + self._plan.limits.grace_s
+            group.signal_members(signal.SIGTERM)
         else:
             self._kill_at = time.monotonic()
 
     def _kill(self, group: Cgroup, child: Child) -> None:
         self._kill_at = float("inf")
         group.kill()
+        child.end()
 
     def _controller_lost(self, group: Cgroup, child: Child) -> None:
         assert self._controller is not None
@@ -282,8 +309,9 @@ class Supervisor:
             self._kill_at = time.monotonic()
         return bool(data)
 
-    def _drain(self, sources: dict[int, str]) -> None:
-        for fd, source in sources.items():
+    def _drain(self, child: Child) -> None:
+        """What is still in the pipes, whose other ends are all closed."""
+        for fd, source in ((child.stdout, "stdout"), (child.stderr, "stderr"), (child.messages, "messages")):
             while self._read(source, fd):
                 pass
 
@@ -295,13 +323,14 @@ class Supervisor:
 
     def _close_after_error(self, error: Exception) -> None:
         """We failed, not the analysis: refused if nothing of it had run, an executor's error otherwise."""
+        if not self._announced:
+            self._announce()
         ran = self._record.started_at is not None
         reason = EndReason.SANDBOX_UNAVAILABLE if isinstance(error, SandboxError) and not ran else EndReason.EXECUTOR_ERROR
         text = str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and not ran:
             reason = EndReason.SANDBOX_UNAVAILABLE
-        with contextlib.suppress(OSError):
-            self._update(status=reason.status, end_reason=reason, message=f"The sandbox failed: {text}", ended_at=time.time())
+        self._update(status=reason.status, end_reason=reason, message=f"The sandbox failed: {text}", ended_at=time.time())
 
     def _tell(self, word: bytes) -> None:
         if self._controller is not None:

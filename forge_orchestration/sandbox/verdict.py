@@ -19,28 +19,26 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stops: Reasons for which the supervisor itself ended the execution, with what it saw.
-        exit_status: Of the command, as a shell would report it (128 + number for a signal); None if it never ran.
+        exit_status: Of the command, as a shell would report it (128 + number for a signal); None if it never ended by itself.
+        signal: That ended it; None if it exited.
         scratch_full: Whether the workspace was seen full.
-        scratch_peak_bytes: The most that was seen in it.
+        scratch_peak_bytes, scratch_peak_files: The most that was seen in it.
+        files_limit: How many files it could hold, as read back.
         missing: Declared outputs that are not there; rejected: how many entries could not be kept, and the first of them.
     """
 
     limits: Limits
     stops: dict[EndReason, str] = {}
     exit_status: int | None = None
+    signal: int | None = None
     counters: Counters = Counters()
     wall_s: float = 0.0
     scratch_full: bool = False
     scratch_peak_bytes: int = 0
+    scratch_peak_files: int = 0
+    files_limit: int = 0
     missing: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
-
-
-def split_exit_status(status: int | None) -> tuple[int | None, int | None]:
-    """Exit code and signal, one of which is None. 129 to 192 are read as 128 + signal, as every shell writes them."""
-    if status is not None and 128 < status <= 128 + 64:
-        return None, status - 128
-    return status, None
 
 
 def judge(seen: Observed) -> tuple[EndReason, str]:
@@ -68,7 +66,10 @@ def judge(seen: Observed) -> tuple[EndReason, str]:
     # a workspace that is only measured can be left too full by a program that ended well; the kernel's cannot
     if (seen.scratch_full and not well) or seen.scratch_peak_bytes > limits.scratch_bytes:
         holding[EndReason.SCRATCH] = (
-            f"Stopped: the analysis filled its scratch and outputs limit of {format_bytes(limits.scratch_bytes)} "
+            f"Stopped: the analysis used up its limit of {seen.files_limit} files in scratch and outputs "
+            f"(measured {seen.scratch_peak_files}). Raise the files limit, or write fewer and larger files."
+            if seen.files_limit and seen.scratch_peak_files >= seen.files_limit
+            else f"Stopped: the analysis filled its scratch and outputs limit of {format_bytes(limits.scratch_bytes)} "
             f"(measured {format_bytes(seen.scratch_peak_bytes)}). Raise the scratch limit, or write less."
         )
     if well and seen.missing:
@@ -81,10 +82,10 @@ def judge(seen: Observed) -> tuple[EndReason, str]:
             EndReason.OUTPUT_REJECTED,
             f"{len(seen.rejected)} of what the analysis left in its outputs cannot be kept: {_listed(seen.rejected)}.",
         )
-    code, number = split_exit_status(seen.exit_status)
-    if number is not None:
-        holding[EndReason.SIGNALED] = f"The analysis was ended by signal {number} ({_signal_name(number)})."
-    elif code:
+    if seen.signal is not None:
+        holding[EndReason.SIGNALED] = f"The analysis was ended by signal {seen.signal} ({_signal_name(seen.signal)})."
+    elif seen.exit_status:
+        code = seen.exit_status
         holding[EndReason.NONZERO_EXIT] = f"The analysis exited with status {code}{_shell_meaning(code)}; its log says why."
     if well:
         holding[EndReason.COMPLETED] = f"Completed in {format_seconds(round(seen.wall_s, 3))}."
@@ -107,6 +108,8 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _shell_meaning(code: int) -> str:
+    if 128 < code <= 128 + 64:
+        return f" (a shell's way to say that a program was ended by signal {code - 128}, {_signal_name(code - 128)})"
     return {126: " (the command cannot be executed)", 127: " (the command was not found)"}.get(code, "")
 
 

@@ -62,12 +62,6 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
             raise HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY) from error
 
 
-class Hello(msgspec.Struct, frozen=True):
-    """A controller's first packet to its spawner: the configured parent group, if any."""
-
-    parent: str = ""
-
-
 class Greeting(msgspec.Struct, frozen=True):
     """The spawner's first packet: where executions get their groups, or what the host lacks."""
 

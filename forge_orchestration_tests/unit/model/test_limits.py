@@ -8,16 +8,19 @@ import pytest
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.limits import LIMIT_KEYS, Limits, check_limits, limits_as_written, updated_limits
 
-WRITTEN = {"memory": "1GiB", "cpus": "1.5", "pids": "64", "wall_time": "10min", "grace": "2s", "scratch": "100MiB", "log": "1MiB"}
+WRITTEN = {"memory": "1GiB", "cpus": "1.5", "pids": "64", "wall_time": "10min", "grace": "2s", "scratch": "100MiB", "log": "1MiB",
+           "files": "1000", "open_files": 256}  # fmt: skip
 READ = Limits(
-    memory_bytes=2**30, cpus=1.5, pids=64, wall_time_s=600.0, grace_s=2.0, scratch_bytes=100 * 2**20, log_bytes=2**20
+    memory_bytes=2**30, cpus=1.5, pids=64, wall_time_s=600.0, grace_s=2.0, scratch_bytes=100 * 2**20, log_bytes=2**20,
+    files=1000, open_files=256,
 )  # fmt: skip
 
 
 def test_the_defaults_of_the_design() -> None:
     assert Limits() == Limits(
-        memory_bytes=2 * 2**30, cpus=1.0, pids=100, wall_time_s=1800.0, grace_s=5.0, scratch_bytes=2 * 2**30, log_bytes=64 * 2**20
-    )
+        memory_bytes=2 * 2**30, cpus=1.0, pids=100, wall_time_s=1800.0, grace_s=5.0, scratch_bytes=2 * 2**30, log_bytes=64 * 2**20,
+        files=131_072, open_files=4096,
+    )  # fmt: skip
 
 
 def test_every_limit_can_be_written() -> None:

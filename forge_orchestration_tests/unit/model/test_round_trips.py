@@ -35,14 +35,19 @@ from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.seal import Entry, Verdict
 from forge_orchestration.sandbox.cgroups.base import Counters
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, Hello
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
+from forge_orchestration.sandbox.entry import Ended, Failed
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.scratch import Size
+from forge_orchestration.sandbox.standby import Hello
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.settings import CgroupSettings, IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
 
 TEXT = "-ö'\"\\ \n\t\x1b[31m\u2028💥"
-LIMITS = Limits(memory_bytes=1, cpus=0.5, pids=2, wall_time_s=0.25, grace_s=0.0, scratch_bytes=3, log_bytes=2**62)
+LIMITS = Limits(
+    memory_bytes=1, cpus=0.5, pids=2, wall_time_s=0.25, grace_s=0.0, scratch_bytes=3, log_bytes=2**62, files=4, open_files=5
+)
 MEASURED = Measured(value=1.5, source=TEXT)
 SITE = CgroupSite(version=1, mounts={"memory": "/a b", "cpu": TEXT}, parent="p/q")
 BIND = Bind(source=TEXT, target="/t", device=2**64 - 1, inode=2**64 - 1)
@@ -65,16 +70,16 @@ RECORD = ExecutionRecord(
     message=TEXT, exit_code=3, signal=9, runtime=RUNTIME, command=("sh", "-c", TEXT, ""),
     parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
-    isolation=ISOLATION, violations={"unshare": 3}, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
+    isolation=ISOLATION, violations={"unshare": 3}, suspect=True, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
     metadata={TEXT: TEXT, "n": 1.5, "b": False}, published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
     cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
-    execution_id="i", folder=TEXT, workspace=TEXT, templates="t", bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
+    execution_id="i", folder=TEXT, scratch_dir=TEXT, bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
     environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
     outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
-    supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
+    supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 SPEC = AnalysisSpec(
@@ -98,7 +103,7 @@ EXAMPLES: list[msgspec.Struct] = [
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
-    Hello(parent="x/y"), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
+    Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2)), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
     SupervisorIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
         name="n", folder="/f", kind="venv", lock="l", description=TEXT, python=">=3", self_test=("python", "t.py"),
@@ -110,12 +115,13 @@ EXAMPLES: list[msgspec.Struct] = [
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
     IdentitySettings(first_uid=100_000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
-    OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5),
+    Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT),
+    OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
 ]  # fmt: skip
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "_File",
+    "ExecutionState", "ExecutorCapabilities", "_File", "Launch",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import bubblewrap, view
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.sandbox.entry import Launch, last_words
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.settings import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
@@ -29,8 +30,7 @@ COMMAND = ("--share-net", "-x", "a\nb", "", "ö'")
 @pytest.fixture
 def plan(tmp_path: Path) -> LaunchPlan:
     return LaunchPlan(
-        execution_id="20260102T030405678-9f86d081", folder=str(tmp_path / "fol der"), workspace=str(tmp_path / "work-ö"),
-        templates="/t", bubblewrap="/usr/bin/bwrap", command=COMMAND, environment={"PATH": "/usr/bin", **HOSTILE},
+        execution_id="20260102T030405678-9f86d081", folder=str(tmp_path / "fol der"), scratch_dir=str(tmp_path), bubblewrap="/usr/bin/bwrap", command=COMMAND, environment={"PATH": "/usr/bin", **HOSTILE},
         limits=Limits(memory_bytes=123 * 2**20), system_binds=("/usr", "/etc/fonts"), system_links={"/bin": "usr/bin"},
         binds=(Bind(source="/host/runtime", target="/forge/runtime", device=1, inode=2),
                Bind(source="/host/--unshare-none", target="/forge/inputs/x", device=1, inode=3)),
@@ -46,16 +46,9 @@ def identity(request: pytest.FixtureRequest) -> Identity:
 
 def arguments(plan: LaunchPlan, identity: Identity) -> list[str]:
     files = {view.PARAMS: 10, "/etc/passwd": 11, view.README: 12}
-    return bubblewrap.arguments(plan, identity, files=files, seccomp_fd=20, status_fd=21, gate_fd=22)
-
-
-def options(argv: list[str]) -> list[str]:
-    """What bubblewrap takes for itself."""
-    return argv[: argv.index("--")]
-
-
-def inner(argv: list[str]) -> list[str]:
-    return argv[argv.index("--") + 1 :]
+    return bubblewrap.arguments(
+        plan, identity, workspace="/work-ö", messages="/work-ö/messages", files=files, status_fd=21, block_fd=22
+    )
 
 
 def pairs(argv: list[str], option: str, count: int = 2) -> list[tuple[str, ...]]:
@@ -63,80 +56,42 @@ def pairs(argv: list[str], option: str, count: int = 2) -> list[tuple[str, ...]]
 
 
 def test_every_namespace_is_its_own(plan: LaunchPlan, identity: Identity) -> None:
-    own = options(arguments(plan, identity))
-    assert {"--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup"} <= set(own)
+    own = arguments(plan, identity)
+    assert {"--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"} <= set(own)
     assert not {"--share-net", "--unshare-all", "--unshare-user-try", "--unshare-cgroup-try"} & set(own)
     assert ("--unshare-user" in own) is (identity is USER)
 
 
 def test_ties_and_terminals(plan: LaunchPlan, identity: Identity) -> None:
-    assert {"--die-with-parent", "--new-session"} <= set(options(arguments(plan, identity)))
+    assert {"--die-with-parent", "--new-session"} <= set(arguments(plan, identity))
 
 
-def test_no_capability_beyond_those_that_drop_root(plan: LaunchPlan) -> None:
-    own = options(arguments(plan, OWN_UID))
-    assert own.index("--cap-drop") < own.index("--cap-add") and pairs(own, "--cap-drop", 1) == [("ALL",)]
-    assert pairs(own, "--cap-add", 1) == [("CAP_SETUID",), ("CAP_SETGID",), ("CAP_SETPCAP",)]
-    assert "--cap-add" not in arguments(plan, USER) and pairs(arguments(plan, USER), "--cap-drop", 1) == [("ALL",)]
-    assert "--disable-userns" in arguments(plan, USER)
+def test_no_capability_is_kept(plan: LaunchPlan, identity: Identity) -> None:
+    own = arguments(plan, identity)
+    assert pairs(own, "--cap-drop", 1) == [("ALL",)] and "--cap-add" not in own
+    assert ("--disable-userns" in own) is (identity is USER)
 
 
-def test_the_seccomp_filter_is_given(plan: LaunchPlan, identity: Identity) -> None:
-    assert pairs(options(arguments(plan, identity)), "--seccomp", 1) == [("20",)]
-
-
-def test_nothing_of_the_analysis_is_in_the_environment_of_anything_that_is_still_privileged(
-    plan: LaunchPlan, identity: Identity
-) -> None:
+def test_nothing_of_the_analysis_reaches_bubblewrap(plan: LaunchPlan, identity: Identity) -> None:
+    """It mounts with privileges: neither a variable nor a word of the command is among its arguments."""
     argv = arguments(plan, identity)
-    assert "--clearenv" in options(argv) and "--setenv" not in argv
-    env = argv.index("/usr/bin/env", argv.index("--"))
-    for name, value in HOSTILE.items():
-        assert argv.index(f"{name}={value}") > env
-        assert not any(f"{name}=" in word for word in argv[:env])
-    assert argv[env : env + 4] == ["/usr/bin/env", "-i", "-C", view.SCRATCH]
-
-
-def test_root_is_gone_before_the_environment_comes(plan: LaunchPlan) -> None:
-    words = inner(arguments(plan, OWN_UID))
-    assert words[0] == "/usr/bin/setpriv"
-    before_env = words[: words.index("/usr/bin/env")]
-    assert {
-        "--reuid=1879000001", "--regid=1879000001", "--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs",
-        "--bounding-set=-all",
-    } <= set(before_env)  # fmt: skip
-    assert inner(arguments(plan, USER))[0] == "/usr/bin/env"
-
-
-def test_helpers_come_from_the_hosts_read_only_usr(plan: LaunchPlan, identity: Identity) -> None:
-    """Not by PATH, which the analysis declares, and not from anywhere that it or an image could fill."""
-    argv = arguments(plan, identity)
-    words = inner(argv)
-    assert all(word.startswith("/usr/bin/") for word in (words[0], words[words.index("/usr/bin/env")]))
-    assert ("/usr", "/usr") in pairs(argv, "--ro-bind")
-    assert not any(target.startswith("/usr") for _, target in pairs(argv, "--bind"))
-
-
-def test_the_command_is_last_and_as_it_was_given(plan: LaunchPlan, identity: Identity) -> None:
-    argv = arguments(plan, identity)
-    assert tuple(argv[-len(COMMAND) :]) == COMMAND
-    assert argv.index("--") < len(argv) - len(COMMAND)
-
-
-def test_a_variable_cannot_pass_for_an_option_of_env(plan: LaunchPlan, identity: Identity) -> None:
-    """`env` takes words with `=` for variables until the first without; each of ours has one, and begins with a letter."""
-    words = inner(arguments(plan, identity))
-    start = words.index(view.SCRATCH) + 1
-    for word in words[start : start + len(plan.environment)]:
-        assert "=" in word and not word.startswith("-")
+    assert "--clearenv" in argv and "--setenv" not in argv
+    assert not [
+        word
+        for word in argv
+        for name, value in HOSTILE.items()
+        if f"{name}=" in word or value == word
+        if not value.startswith("/forge")
+    ]
+    assert "--share-net" not in argv and "--" not in argv
 
 
 def test_only_the_workspace_and_the_message_pipe_can_be_written(plan: LaunchPlan, identity: Identity) -> None:
     argv = arguments(plan, identity)
     assert dict(reversed(pair) for pair in pairs(argv, "--bind")) == {
-        view.SCRATCH: f"{plan.workspace}/scratch", view.OUTPUTS: f"{plan.workspace}/outputs",
-        view.CHECKPOINT: f"{plan.workspace}/checkpoint", "/tmp": f"{plan.workspace}/tmp",
-        view.MESSAGES: f"{plan.folder}/messages.fifo",
+        view.SCRATCH: "/work-ö/scratch", view.OUTPUTS: "/work-ö/outputs",
+        view.CHECKPOINT: "/work-ö/checkpoint", "/tmp": "/work-ö/tmp",
+        view.MESSAGES: "/work-ö/messages",
     }  # fmt: skip
     assert not {"--dev-bind", "--bind-try", "--overlay"} & set(argv)
     read_only = pairs(argv, "--ro-bind")
@@ -144,15 +99,15 @@ def test_only_the_workspace_and_the_message_pipe_can_be_written(plan: LaunchPlan
         assert (bind.source, bind.target) in read_only
 
 
-def test_the_root_is_read_only_once_everything_is_in_it_and_the_gate_is_last(plan: LaunchPlan, identity: Identity) -> None:
-    own = options(arguments(plan, identity))
+def test_the_root_is_read_only_once_everything_is_in_it(plan: LaunchPlan, identity: Identity) -> None:
+    own = arguments(plan, identity)
     remount = own.index("--remount-ro")
     assert own[remount + 1] == "/"
     mounts = [
         at for at, word in enumerate(own) if word in ("--bind", "--ro-bind", "--tmpfs", "--proc", "--dev", "--file", "--symlink")
     ]
     assert max(mounts) < remount
-    assert own[remount + 2 : remount + 7] == ["--perms", "0444", "--ro-bind-data", "22", view.README]
+    assert own[-2:] == ["--block-fd", "22"]
 
 
 def test_of_the_host_only_the_short_list_is_there(plan: LaunchPlan, identity: Identity) -> None:
@@ -230,11 +185,11 @@ class TestView:
 
 
 MOUNTINFO = """\
-1 0 0:1 / /newroot ro,nosuid,nodev - tmpfs tmpfs rw
-2 1 8:1 /usr /newroot/usr ro,nosuid,nodev - ext4 /dev/sda rw
-3 1 8:1 /in /newroot/forge/inputs/a\\040b ro,nosuid,nodev,relatime - ext4 /dev/sda rw
-4 1 8:1 /in /newroot/twice rw - ext4 /dev/sda rw
-5 1 8:1 /in /newroot/twice ro - ext4 /dev/sda rw
+1 0 0:1 / / ro,nosuid,nodev - tmpfs tmpfs rw
+2 1 8:1 /usr /usr ro,nosuid,nodev - ext4 /dev/sda rw
+3 1 8:1 /in /forge/inputs/a\\040b ro,nosuid,nodev,relatime - ext4 /dev/sda rw
+4 1 8:1 /in /twice rw - ext4 /dev/sda rw
+5 1 8:1 /in /twice ro - ext4 /dev/sda rw
 """
 
 
@@ -251,45 +206,111 @@ def test_groups_of_a_process() -> None:
     }  # fmt: skip
 
 
-class TestVerify:
+ME = os.getpid()
+READ_ONLY = {"/": {"ro", "nosuid"}, "/usr": {"ro", "nosuid"}, "/etc/fonts": {"ro", "nosuid"}}
+
+
+class TestVerifyTree:
     """Against this very process, which is in no sandbox at all: everything that is not as the plan says is refused."""
 
-    def test_a_file_that_was_swapped(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_file_that_was_swapped(self, plan: LaunchPlan, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
-        monkeypatch.setattr(bubblewrap, "_NEW_ROOT", str(tmp_path))
-        swapped = msgspec.structs.replace(plan, binds=(Bind(source="/host/x", target="/x", device=1, inode=2),))
+        swapped = msgspec.structs.replace(plan, binds=(Bind(source="/host/x", target=f"{tmp_path}/x", device=1, inode=2),))
         with pytest.raises(SandboxError, match="/host/x changed while it was mounted"):
-            bubblewrap.verify(swapped, USER, os.getpid(), set())
+            bubblewrap.verify_tree(swapped, ME)
 
-    def test_an_input_that_can_be_written(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_an_input_that_can_be_written(self, plan: LaunchPlan, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
         facts = (tmp_path / "x").stat()
-        monkeypatch.setattr(bubblewrap, "_NEW_ROOT", str(tmp_path))
-        bind = Bind(source="/host/x", target="/x", device=facts.st_dev, inode=facts.st_ino)
+        bind = Bind(source="/host/x", target=f"{tmp_path}/x", device=facts.st_dev, inode=facts.st_ino)
         with pytest.raises(SandboxError, match="/x is not mounted read-only"):
-            bubblewrap.verify(msgspec.structs.replace(plan, binds=(bind,)), USER, os.getpid(), set())
+            bubblewrap.verify_tree(msgspec.structs.replace(plan, binds=(bind,)), ME)
 
-    def test_a_root_that_can_be_written(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"rw"}, "/usr": {"ro", "nosuid"}})
-        with pytest.raises(SandboxError, match="system's folders are not mounted read-only"):
-            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+    @pytest.mark.parametrize("path", READ_ONLY)
+    def test_a_system_folder_that_can_be_written(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: READ_ONLY | {path: {"rw", "nosuid"}})
+        with pytest.raises(SandboxError, match=f"{path} is not mounted read-only"):
+            bubblewrap.verify_tree(msgspec.structs.replace(plan, binds=()), ME)
 
     def test_a_shared_namespace(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
+        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: READ_ONLY)
         with pytest.raises(SandboxError, match="shares the host's mnt namespace"):
-            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+            bubblewrap.verify_tree(msgspec.structs.replace(plan, binds=()), ME)
 
-    def test_another_cgroup(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
-        monkeypatch.setattr(bubblewrap, "NAMESPACES", ())
+
+class TestVerifyCommand:
+    """The same: a process that did not go where it should, or kept what it should not have."""
+
+    def test_a_namespace_that_is_not_the_sandbox(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_namespace", lambda pid, name: pid)
+        with pytest.raises(SandboxError, match="another mnt namespace than the sandbox'"):
+            bubblewrap.verify_command(OWN_UID, ME, 1, set())
+
+    def test_the_hosts_cgroup_namespace(self) -> None:
+        with pytest.raises(SandboxError, match="shares the host's cgroup namespace"):
+            bubblewrap.verify_command(OWN_UID, ME, ME, set())
+
+    @pytest.fixture
+    def in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bubblewrap, "_namespace", lambda pid, name: 1 if pid == "self" else 2)
+
+    def test_another_cgroup(self, in_place: None) -> None:
         with pytest.raises(SandboxError, match=r"not in its cgroup: \['memory:/forge/nowhere'\]"):
-            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), OWN_UID, os.getpid(), {"memory:/forge/nowhere"})
+            bubblewrap.verify_command(OWN_UID, ME, ME, {"memory:/forge/nowhere"})
 
-    def test_other_users_in_the_namespace(self, plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bubblewrap, "_mount_options", lambda text: {"/": {"ro"}, "/usr": {"ro", "nosuid"}})
-        monkeypatch.setattr(bubblewrap, "NAMESPACES", ())
+    def test_other_users_in_the_namespace(self, in_place: None) -> None:
         with pytest.raises(SandboxError, match="maps other users"):
-            bubblewrap.verify(msgspec.structs.replace(plan, binds=()), USER, os.getpid(), set())
+            bubblewrap.verify_command(USER, ME, ME, set())
+
+    def test_a_process_that_gave_up_nothing(self, in_place: None) -> None:
+        with pytest.raises(SandboxError, match="The command would start with"):
+            bubblewrap.verify_command(OWN_UID, ME, ME, set())
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("Uid", "1879000001 1879000001 0 1879000001"), ("Gid", "0 0 0 0"), ("Groups", "0"), ("NoNewPrivs", "0"), ("Seccomp", "0"),
+            ("CapEff", "0000000000000001"), ("CapBnd", "000001ffffffffff"), ("CapInh", "0000000000000100"),
+            ("CapAmb", "0000000000000100"), ("CapPrm", "0000000000200000"),
+        ],
+    )  # fmt: skip
+    def test_each_privilege_is_looked_at(self, name: str, value: str) -> None:
+        good = {
+            "Uid": " ".join(["1879000001"] * 4), "Gid": " ".join(["1879000001"] * 4), "Groups": "", "NoNewPrivs": "1", "Seccomp": "2",
+            **dict.fromkeys(("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"), "0" * 16),
+        }  # fmt: skip
+
+        def text(facts: dict[str, str]) -> str:
+            return "".join(f"{key}:\t{words}\n" for key, words in facts.items())
+
+        bubblewrap._verify_privileges(OWN_UID, text(good))
+        with pytest.raises(SandboxError, match=f"would start with {name} {value}"):
+            bubblewrap._verify_privileges(OWN_UID, text(good | {name: value}))
+        with pytest.raises(SandboxError, match=f"would start with {name} unknown"):
+            bubblewrap._verify_privileges(OWN_UID, text({key: words for key, words in good.items() if key != name}))
+
+
+class TestLastWords:
+    """What `env` is started with, once nothing is left to give away."""
+
+    def words(self, plan: LaunchPlan) -> list[str]:
+        return last_words(
+            Launch(
+                command=plan.command, environment=plan.environment, identity=OWN_UID, standard=(0, 1, 2), open_files=16,
+                file_size_bytes=None,
+            )
+        )  # fmt: skip
+
+    def test_the_command_is_last_and_as_it_was_given(self, plan: LaunchPlan) -> None:
+        assert tuple(self.words(plan)[-len(COMMAND) :]) == COMMAND
+
+    def test_a_variable_cannot_pass_for_an_option_of_env(self, plan: LaunchPlan) -> None:
+        """`env` takes words with `=` for variables until the first without; each of ours has one, and begins with a letter."""
+        words = self.words(plan)
+        assert words[:2] == ["env", "-i"]
+        for word in words[2 : 2 + len(plan.environment)]:
+            assert "=" in word and not word.startswith("-")
+        assert {f"{name}={value}" for name, value in HOSTILE.items()} <= set(words)
 
 
 def test_this_hosts_bubblewrap_knows_every_option(plan: LaunchPlan, identity: Identity) -> None:
@@ -300,6 +321,6 @@ def test_this_hosts_bubblewrap_knows_every_option(plan: LaunchPlan, identity: Id
 
     prerequisite(shutil.which("bwrap"), "bubblewrap is not installed")
     known = subprocess.run(["bwrap", "--help"], capture_output=True, text=True, timeout=30).stdout
-    for word in options(arguments(plan, identity)):
+    for word in arguments(plan, identity):
         if word.startswith("--"):
             assert f"{word} " in known or f"{word}\n" in known, word

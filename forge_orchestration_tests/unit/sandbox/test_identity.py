@@ -9,7 +9,7 @@ import pytest
 
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.sandbox import identity, linux
-from forge_orchestration.sandbox.identity import Identity, claimed_identity, uid_in_use
+from forge_orchestration.sandbox.identity import Claim, Identity, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
 from forge_orchestration.settings import IdentitySettings
 
@@ -24,20 +24,27 @@ def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_claim_is_written_while_it_holds_and_given_back(claims: Path) -> None:
-    with claimed_identity(RANGE, "one") as mine:
-        assert mine.mode == "own_uid" and RANGE.first_uid <= mine.uid < RANGE.first_uid + RANGE.count
-        assert (claims / str(mine.uid)).read_text() == "one"
+    claim = Claim(RANGE, "one")
+    mine = claim.identity
+    assert mine.mode == "own_uid" and RANGE.first_uid <= mine.uid < RANGE.first_uid + RANGE.count
+    assert (claims / str(mine.uid)).read_text() == "one"
+    claim.hand_over("another, and longer")
+    assert (claims / str(mine.uid)).read_text() == "another, and longer"
+    claim.hand_over("x")
+    assert (claims / str(mine.uid)).read_text() == "x"
+    claim.release(ended=True)
     assert (claims / str(mine.uid)).read_text() == ""
+    claim.release(ended=True)
 
 
 def test_no_two_share_one(claims: Path) -> None:
-    with claimed_identity(RANGE, "one") as one, claimed_identity(RANGE, "one") as two, claimed_identity(RANGE, "three") as three:
-        assert len({one.uid, two.uid, three.uid}) == 3
-        with pytest.raises(SandboxError, match="All uids") as caught, claimed_identity(RANGE, "four"):
-            pass
-        assert "identity.count" in caught.value.hint
-    with claimed_identity(RANGE, "four"):
-        pass
+    three = [Claim(RANGE, "one"), Claim(RANGE, "one"), Claim(RANGE, "three")]
+    assert len({claim.identity.uid for claim in three}) == 3
+    with pytest.raises(SandboxError, match="All uids") as caught:
+        Claim(RANGE, "four")
+    assert "identity.count" in caught.value.hint
+    three[1].release(ended=True)
+    assert Claim(RANGE, "four").identity == three[1].identity
 
 
 @pytest.mark.parametrize(("in_use", "left"), [(True, "one"), (False, "")])
@@ -45,9 +52,9 @@ def test_an_unclean_end_keeps_the_name_while_anybody_runs_as_it(
     claims: Path, monkeypatch: pytest.MonkeyPatch, in_use: bool, left: str
 ) -> None:
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: in_use)
-    with pytest.raises(RuntimeError), claimed_identity(RANGE, "one") as mine:
-        raise RuntimeError
-    assert (claims / str(mine.uid)).read_text() == left
+    claim = Claim(RANGE, "one")
+    claim.release(ended=False)
+    assert (claims / str(claim.identity.uid)).read_text() == left
 
 
 def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(
@@ -57,11 +64,11 @@ def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(
     claims.mkdir()
     (claims / "1879900000").write_text("dead")
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: True)
-    with pytest.raises(SandboxError), claimed_identity(single, "next"):
-        pass
+    with pytest.raises(SandboxError):
+        Claim(single, "next")
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: False)
-    with claimed_identity(single, "next") as mine:
-        assert (claims / str(mine.uid)).read_text() == "next"
+    claim = Claim(single, "next")
+    assert (claims / str(claim.identity.uid)).read_text() == "next"
 
 
 def test_a_link_in_place_of_a_claim_is_not_written_through(claims: Path, tmp_path: Path) -> None:
@@ -69,8 +76,8 @@ def test_a_link_in_place_of_a_claim_is_not_written_through(claims: Path, tmp_pat
     (tmp_path / "secret").write_text("keep")
     for number in range(RANGE.count):
         os.symlink(tmp_path / "secret", claims / str(RANGE.first_uid + number))
-    with pytest.raises(OSError), claimed_identity(RANGE, "x"):
-        pass
+    with pytest.raises(OSError):
+        Claim(RANGE, "x")
     assert (tmp_path / "secret").read_text() == "keep"
 
 
@@ -78,8 +85,10 @@ def test_an_ordinary_user_is_itself_in_a_namespace(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "getegid", lambda: 1001)
     monkeypatch.setattr(identity, "CLAIMS", tmp_path / "uids")
-    with claimed_identity(RANGE, "x") as mine:
-        assert mine == Identity(mode="user_namespace", uid=1000, gid=1001)
+    claim = Claim(RANGE, "x")
+    assert claim.identity == Identity(mode="user_namespace", uid=1000, gid=1001)
+    claim.hand_over("y")
+    claim.release(ended=False)
     assert not (tmp_path / "uids").exists()
 
 

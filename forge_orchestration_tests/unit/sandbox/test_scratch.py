@@ -13,12 +13,22 @@ import pytest
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.sandbox import scratch
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.sandbox.scratch import FolderWorkspace, LoopWorkspace, folder_bytes, formatted_template, remove_tree
+from forge_orchestration.sandbox.scratch import (
+    FolderWorkspace,
+    LoopWorkspace,
+    Size,
+    folder_bytes,
+    folder_files,
+    formatted_template,
+    remove_tree,
+)
 from forge_orchestration.sandbox.view import WORKSPACE
 from forge_orchestration_tests.conftest import prerequisite
 from forge_orchestration_tests.unit.conftest import DeepFolder
 
 MIB = 2**20
+SIZE = Size(bytes=MIB, files=1000)
+EIGHT = Size(bytes=8 * MIB, files=1000)
 USER = Identity(mode="user_namespace", uid=os.geteuid(), gid=os.getegid())
 OWN_UID = Identity(mode="own_uid", uid=1_879_000_001, gid=1_879_000_001)
 
@@ -28,15 +38,15 @@ import os, sys
 from pathlib import Path
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.sandbox.scratch import LoopWorkspace
+from forge_orchestration.sandbox.scratch import LoopWorkspace, Size
 base, limit = Path(sys.argv[1]), int(sys.argv[2])
 linux.unshare_mounts()
-workspace = LoopWorkspace(base / "w", limit, base / "templates")
+workspace = LoopWorkspace(base, Size(bytes=limit, files=300))
 enforced = workspace.create(Identity(mode="own_uid", uid=1879000001, gid=1879000001))
 full_at_start = workspace.is_full()
 pid = os.fork()
 if pid == 0:
-    os.chdir(base / "w/scratch")  # root enters; the execution's uid then writes
+    os.chdir(base / "workspace/scratch")  # root enters; the execution's uid then writes
     os.setgroups([]); os.setgid(1879000001); os.setuid(1879000001)
     written = 0
     with open("fill", "wb", buffering=0) as file:
@@ -46,9 +56,18 @@ if pid == 0:
         except OSError as error:
             number = error.errno
     print("written", written, "errno", number, flush=True)
+    os.unlink("fill")
+    made = 0
+    try:
+        while True:
+            os.symlink("x", f"l{made}")
+            made += 1
+    except OSError as error:
+        number = error.errno
+    print("made", made, "errno", number, flush=True)
     os._exit(0)
 os.waitpid(pid, 0)
-print("enforced", int(enforced.value), "full", full_at_start, workspace.is_full(), flush=True)
+print("enforced", int(enforced["scratch_bytes"].value), "full", full_at_start, workspace.is_full(), int(enforced["files"].value), flush=True)
 freed, mounts = workspace.remove()
 again = workspace.remove()
 print("freed", freed, "mounts", mounts, "again", again[1], "left", sorted(os.listdir(base)), flush=True)
@@ -69,24 +88,26 @@ class TestLoop:
             [sys.executable, "-c", EXACT, tmp_path, str(limit)], capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        written, enforced, freed = (line.split() for line in done.stdout.splitlines())
+        written, made, enforced, freed = (line.split() for line in done.stdout.splitlines())
         assert written[3] == str(errno.ENOSPC)
         # of what it is allowed, a file system takes a few blocks to know where the file's lie
         assert limit - max(64 * 1024, limit // 64) <= int(written[1]) <= limit
         assert limit <= int(enforced[1]) <= limit + 16 * 4096
-        assert enforced[3:] == ["False", "True"]
+        assert enforced[3:5] == ["False", "True"]
+        # 256 is the least: a workspace of 1 MiB has no room for the blocks of more
+        assert int(made[1]) == int(enforced[5]) and 256 <= int(made[1]) <= 304 and made[3] == str(errno.ENOSPC)
         assert int(freed[1]) > 0 and freed[3:6] == ["1", "again", "0"]
-        assert freed[7:] == ["['templates']"]
+        assert freed[7:] == ["['templates',", "'workspace']"]
 
     def test_a_template_is_made_once_a_size(self, tmp_path: Path) -> None:
-        first = formatted_template(tmp_path / "t", 8 * MIB)
+        first = formatted_template(tmp_path / "t", EIGHT)
         facts = first.stat()
-        assert formatted_template(tmp_path / "t", 8 * MIB).stat().st_mtime_ns == facts.st_mtime_ns
-        assert formatted_template(tmp_path / "t", 9 * MIB) != first
-        assert sorted(os.listdir(tmp_path / "t")) == [f"{8 * MIB}.img", f"{9 * MIB}.img"]
+        assert formatted_template(tmp_path / "t", EIGHT).stat().st_mtime_ns == facts.st_mtime_ns
+        assert formatted_template(tmp_path / "t", Size(bytes=8 * MIB, files=100)) != first
+        assert sorted(os.listdir(tmp_path / "t")) == [f"{8 * MIB}-100.img", f"{8 * MIB}-1000.img"]
 
     def test_a_template_is_sparse(self, tmp_path: Path) -> None:
-        facts = formatted_template(tmp_path / "t", 2048 * MIB).stat()
+        facts = formatted_template(tmp_path / "t", Size(bytes=2048 * MIB, files=131_072)).stat()
         assert facts.st_size >= 2048 * MIB and facts.st_blocks * 512 < 4 * MIB
 
     def test_without_the_tools_there_is_a_sentence_and_no_half_template(
@@ -94,37 +115,45 @@ class TestLoop:
     ) -> None:
         monkeypatch.setattr(scratch, "_MKFS", ("mkfs.nosuch",))
         with pytest.raises(SandboxError, match="not installed") as caught:
-            formatted_template(tmp_path / "t", 8 * MIB)
+            formatted_template(tmp_path / "t", EIGHT)
         assert "apt-get" in caught.value.hint and os.listdir(tmp_path / "t") == []
 
     def test_removing_one_that_was_never_made(self, tmp_path: Path) -> None:
-        assert LoopWorkspace(tmp_path / "w", MIB, tmp_path / "t").remove() == (0, 0)
+        assert LoopWorkspace(tmp_path, SIZE).remove() == (0, 0)
 
 
 class TestFolder:
     def test_its_folders_are_closed_to_others(self, tmp_path: Path) -> None:
-        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace = FolderWorkspace(tmp_path / "w", SIZE)
         workspace.create(USER)
-        assert sorted(os.listdir(tmp_path / "w")) == sorted(WORKSPACE)
+        assert sorted(os.listdir(tmp_path / "w")) == sorted([*WORKSPACE, "messages"])
         assert all((tmp_path / "w" / name).stat().st_mode & 0o777 == 0o700 for name in WORKSPACE)
 
     def test_it_is_full_when_what_is_in_it_reaches_the_limit(self, tmp_path: Path) -> None:
-        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace = FolderWorkspace(tmp_path / "w", SIZE)
         workspace.create(USER)
         assert not workspace.is_full()
         (tmp_path / "w/outputs/a").write_bytes(b"x" * 2 * MIB)
         assert workspace.is_full(at_the_end=True)
         assert workspace.peak.value >= 2 * MIB
 
+    def test_it_is_full_when_there_are_too_many_files_in_it(self, tmp_path: Path) -> None:
+        workspace = FolderWorkspace(tmp_path / "w", Size(bytes=64 * MIB, files=100))
+        workspace.create(USER)
+        for number in range(100):
+            (tmp_path / "w/tmp" / str(number)).touch()
+        assert workspace.is_full(at_the_end=True)
+        assert workspace.peak_files >= 100
+
     def test_a_sparse_file_is_what_is_allocated(self, tmp_path: Path) -> None:
-        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace = FolderWorkspace(tmp_path / "w", SIZE)
         workspace.create(USER)
         with open(tmp_path / "w/scratch/a", "wb") as file:
             file.truncate(2**40)
         assert not workspace.is_full(at_the_end=True)
 
     def test_it_is_removed_however_often(self, tmp_path: Path) -> None:
-        workspace = FolderWorkspace(tmp_path / "w", MIB)
+        workspace = FolderWorkspace(tmp_path / "w", SIZE)
         workspace.create(USER)
         (tmp_path / "w/tmp/a").write_bytes(b"x" * 100_000)
         assert workspace.remove()[0] >= 100_000
@@ -134,7 +163,7 @@ class TestFolder:
     def test_one_that_is_there_is_never_used(self, tmp_path: Path) -> None:
         (tmp_path / "w").mkdir()
         with pytest.raises(FileExistsError):
-            FolderWorkspace(tmp_path / "w", MIB).create(USER)
+            FolderWorkspace(tmp_path / "w", SIZE).create(USER)
 
 
 class TestRemoveTree:
@@ -212,3 +241,4 @@ def test_bytes_of_a_folder_count_blocks_and_follow_no_link(tmp_path: Path) -> No
     os.symlink(tmp_path, tmp_path / "a/up")
     assert 100_000 <= folder_bytes(tmp_path / "a") < 200_000
     assert folder_bytes(tmp_path / "nothing") == 0
+    assert (folder_files(tmp_path / "a"), folder_files(tmp_path / "nothing")) == (5, 0)

@@ -14,19 +14,29 @@ from forge_orchestration.errors import HostError
 from forge_orchestration.sandbox import seccomp
 from forge_orchestration_tests.conftest import prerequisite
 
-# loads the filter and makes each call with arguments that would fail in another way, or not at all
+# loads the filter as the entry does, makes each call with arguments that would fail in another way or not at all, and counts in a
+# thread that was there before the filter, and so is not under it
 PROBE = """
-import ctypes, errno, json, os, struct, sys
+import ctypes, errno, json, os, sys, threading, queue, select
+from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.seccomp import filter_program
+from forge_orchestration.sandbox.violations import Violations
 import pyseccomp
 program = filter_program()
 libc = ctypes.CDLL(None, use_errno=True)
-buffer = ctypes.create_string_buffer(program, len(program))
-fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
 wanted = json.loads(sys.argv[1])
 numbers = {name: pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for name, _ in wanted}
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, fprog, 0, 0) == 0, os.strerror(ctypes.get_errno())
+handed, counted = queue.Queue(), {}
+def count():
+    violations = Violations(handed.get())
+    while handed.empty():
+        select.select([violations.listener], [], [], 0.05)
+        violations.answer()
+    counted.update(violations.counts)
+thread = threading.Thread(target=count)
+thread.start()
+linux.set_no_new_privileges()
+handed.put(linux.install_filter(program))
 said = []
 for name, arguments in wanted:
     if numbers[name] < 0:
@@ -37,6 +47,10 @@ for name, arguments in wanted:
     said.append("done" if result >= 0 else errno.errorcode[ctypes.get_errno()])
     if name in ("clone",) and result == 0:
         os._exit(0)
+handed.put(None)
+thread.join()
+assert sum(counted.values()) == said.count("EPERM"), (counted, said)
+assert all(counted.get(name, 0) for (name, _), word in zip(wanted, said) if word == "EPERM"), (counted, said)
 print(json.dumps(said))
 """
 
@@ -85,8 +99,10 @@ def test_clone3_says_that_it_is_not_there_so_that_programs_use_clone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "protocol"), [(17, 0), (38, 0), (40, 0), (44, 0), (31, 0), (30, 0), (16, 1), (16, 9), (16, 15), (16, 2**32 - 1)]
-)
+    ("family", "protocol"),
+    [(17, 0), (38, 0), (40, 0), (44, 0), (31, 0), (30, 0), (3, 0), (15, 0), (16, 1), (16, 9), (16, 15), (16, 2**32 - 1),
+     (2**32 + 40, 0), (2**32 + 3, 0), (2**32 + 16, 9)],
+)  # fmt: skip
 def test_sockets_of_no_use_are_refused(family: int, protocol: int) -> None:
     assert ask(("socket", [family, 3, protocol])) == ["EPERM"]
 
@@ -105,3 +121,15 @@ def test_characters_cannot_be_pushed_into_a_terminal(request_number: int) -> Non
 def test_what_programs_need_is_allowed() -> None:
     answers = ask(("getpid", []), ("ioctl", [-1, 0x5413, 0]), ("membarrier", [0, 0, 0]), ("futex", [0, 0, 0, 0, 0, 0]))
     assert "EPERM" not in answers and answers[0] == "done"
+
+
+def test_a_core_limit_says_that_it_was_set_and_is_not() -> None:
+    """0 in place of the 1 of the entry would hand a core to a host's handler that is a pipe."""
+    script = (
+        "import resource; from forge_orchestration.sandbox import linux, seccomp; resource.setrlimit(4, (1, 1)); "
+        "linux.set_no_new_privileges(); linux.install_filter(seccomp.filter_program()); "
+        "resource.setrlimit(4, (0, 0)); resource.prlimit(0, 4, (0, 0)); print(resource.getrlimit(4), resource.prlimit(0, 4))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout == "(1, 1) (1, 1)\n", done.stderr

@@ -11,7 +11,7 @@ from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import Measured
 from forge_orchestration.sandbox.cgroups.base import Counters
-from forge_orchestration.sandbox.verdict import Observed, judge, split_exit_status, wall_time_sentence
+from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sentence
 
 LIMITS = Limits(memory_bytes=256 * 2**20, pids=17, wall_time_s=90.0, grace_s=3.0, scratch_bytes=64 * 2**20)
 PEAK = Measured(value=200 * 2**20, source="test")
@@ -40,7 +40,7 @@ CASES: dict[EndReason, tuple[Observed, tuple[str, ...]]] = {
         ("64.0 MiB", "63.0 MiB", "scratch limit"),
     ),
     EndReason.OUTPUT_REJECTED: (msgspec.structs.replace(WELL, missing=("a.csv",)), ("a.csv", "$FORGE_OUTPUTS")),
-    EndReason.SIGNALED: (Observed(limits=LIMITS, exit_status=139), ("11", "SIGSEGV")),
+    EndReason.SIGNALED: (Observed(limits=LIMITS, exit_status=139, signal=11), ("11", "SIGSEGV")),
     EndReason.NONZERO_EXIT: (Observed(limits=LIMITS, exit_status=3), ("status 3",)),
     EndReason.COMPLETED: (WELL, ("1.5s",)),
 }
@@ -81,7 +81,7 @@ def test_of_two_that_hold_the_first_in_the_table_wins(first: EndReason, second: 
         peak_memory_bytes=PEAK,
     )
     both = Observed(
-        limits=LIMITS, stops={**other.stops, **one.stops}, exit_status=max(one.exit_status or 1, other.exit_status or 1),
+        limits=LIMITS, stops={**other.stops, **one.stops}, exit_status=max(one.exit_status or 1, other.exit_status or 1), signal=one.signal or other.signal,
         counters=counters, scratch_full=one.scratch_full or other.scratch_full, missing=one.missing + other.missing,
     )  # fmt: skip
     assert judge(both)[0] is first
@@ -129,18 +129,11 @@ def test_a_stop_that_the_analysis_survived_in_time_still_is_a_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "number"),
-    [(0, 0, None), (1, 1, None), (127, 127, None), (128, 128, None), (129, None, 1), (137, None, 9), (143, None, 15), (192, None, 64),
-     (193, 193, None), (255, 255, None), (None, None, None)],
-)  # fmt: skip
-def test_exit_statuses_as_a_shell_writes_them(status: int | None, code: int | None, number: int | None) -> None:
-    assert split_exit_status(status) == (code, number)
-
-
-@pytest.mark.parametrize(("status", "words"), [(126, "cannot be executed"), (127, "not found"), (192, "SIGRTMAX"), (255, "255")])
+    ("status", "words"), [(126, "cannot be executed"), (127, "not found"), (137, "SIGKILL"), (192, "SIGRTMAX"), (255, "255")]
+)
 def test_statuses_with_a_meaning_are_explained(status: int, words: str) -> None:
     assert words in judge(Observed(limits=LIMITS, exit_status=status))[1]
 
 
 def test_a_signal_without_a_name_is_no_error() -> None:
-    assert "signal 33" in judge(Observed(limits=LIMITS, exit_status=128 + 33))[1]
+    assert "signal 33" in judge(Observed(limits=LIMITS, exit_status=128 + 33, signal=33))[1]
