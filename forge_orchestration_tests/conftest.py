@@ -175,10 +175,12 @@ def leftovers(home: Path) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name not in ("templates", "workspace")]
         found += [f"scratch workspace/{name}" for name in os.listdir(home / "scratch" / "workspace")]
-    found += [f"mount {line}" for line in _mounts_naming(os.fsencode(home))]
+    waiting = _mount_namespaces_of_standbys()
+    found += [f"mount {line}" for namespace, line in _mounts_naming(os.fsencode(home)) if namespace not in waiting]
+    reserved = {line.split(" - ")[1].split()[1] for namespace, line in _mounts_naming(os.fsencode(home)) if namespace in waiting}
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(os.fsencode(home)):
+            if path.read_bytes().startswith(os.fsencode(home)) and f"/dev/{path.parts[3]}" not in reserved:
                 found.append(f"loop device {path.parts[3]}")
     with contextlib.suppress(OSError):
         for claim in Path("/run/forge/uids").iterdir():
@@ -222,8 +224,20 @@ def _cgroups_named(ids: set[str]) -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in children if name in ids)
 
 
-def _mounts_naming(text: bytes) -> Iterator[str]:
-    """In every mount namespace: that of a supervisor is its own."""
+def _mount_namespaces_of_standbys() -> set[str]:
+    """Of supervisors that live and have no execution yet: each controller that lives keeps one, with a workspace made ahead."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for claim in Path("/run/forge/uids").iterdir():
+            words = claim.read_bytes().split()
+            if words[:1] == [b"standby"]:
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"/proc/{int(words[1])}/ns/mnt"))
+    return found
+
+
+def _mounts_naming(text: bytes) -> Iterator[tuple[str, str]]:
+    """Namespace and line, in every mount namespace: that of a supervisor is its own."""
     escaped = text.replace(b"\\", b"\\134").replace(b" ", b"\\040").replace(b"\t", b"\\011").replace(b"\n", b"\\012")
     seen: set[str] = set()
     for entry in os.scandir("/proc"):
@@ -234,4 +248,4 @@ def _mounts_naming(text: bytes) -> Iterator[str]:
                     seen.add(namespace)
                     for line in Path(entry.path, "mountinfo").read_bytes().splitlines():
                         if escaped in line:
-                            yield line.decode(errors="replace")
+                            yield namespace, line.decode(errors="replace")

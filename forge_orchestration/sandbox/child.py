@@ -63,6 +63,7 @@ class Child:
         self._status_text = b""
         self._blocks = [0, 0]
         self._ended: int | None = None
+        self._killed = False
 
     def read_status(self) -> bool:
         """Take what bubblewrap says of its inner process; False when it says no more."""
@@ -122,14 +123,17 @@ class Child:
         self.channel.send(entry.GO)
 
     def reap_keeper(self) -> SandboxError | None:
-        """Its bubblewrap has ended before the command: what that means, or None if it was the analysis' own doing."""
+        """Its bubblewrap has ended before the command: what that means, or None if it was our or the analysis' own doing."""
+        status = self._reap()
+        if self._killed:
+            return None
         if not self.released_at:
             return self._given_up()
-        status = self._reap()
         return SandboxError("bubblewrap was killed.") if os.WIFSIGNALED(status) else None
 
     def kill(self) -> None:
         """Begin to end bubblewrap, and with it every process and mount of the sandbox."""
+        self._killed = True
         if self._ended is None:
             if self._inner >= 0:
                 with contextlib.suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SandboxError
+from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import IdentitySettings
 
 CLAIMS = Path("/run/forge/uids")
@@ -85,10 +86,10 @@ def _try_claim(uid: int, holder: str) -> int | None:
 
 
 def uid_in_use(uid: int) -> bool:
-    """Whether any process on the host runs as `uid`."""
+    """Whether any process on the host runs as `uid`; one that has ended and waits for its parent does not."""
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_uid == uid:
+                if entry.stat(follow_symlinks=False).st_uid == uid and linux.start_time(int(entry.name)) is not None:
                     return True
     return False

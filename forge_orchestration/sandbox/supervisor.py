@@ -37,6 +37,7 @@ from forge_orchestration.sandbox.violations import Violations
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
+_KILLED = float("inf")
 _PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
     "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
@@ -190,7 +191,7 @@ class Supervisor:
         next_look = refused_since = 0.0
         refused = 0
         listener = -1
-        while child.exit_status is None:
+        while child.exit_status is None and not (self._kill_at == _KILLED and not child.released_at):
             timeout_s = self._next_deadline(child, next_look) - time.monotonic()
             for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
                 if fd in sources:
@@ -286,7 +287,7 @@ class Supervisor:
             self._kill_at = time.monotonic()
 
     def _kill(self, group: Cgroup, child: Child) -> None:
-        self._kill_at = float("inf")
+        self._kill_at = _KILLED
         group.kill()
         child.end()
 

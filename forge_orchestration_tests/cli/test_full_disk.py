@@ -18,7 +18,7 @@ set -eu
 mount -t tmpfs -o size=32m,mode=0700 none "$1"
 mkdir -p "$1/executions" "$1/scratch/templates"
 cp -a "$2/runtimes" "$1/"
-cp -a --sparse=always "$2/scratch/templates/4194304.img" "$1/scratch/templates/"
+cp -a --sparse=always "$2/scratch/templates/"4194304-*.img "$1/scratch/templates/"
 if [ "$3" -ge 0 ]; then
   dd if=/dev/zero of="$1/ballast" bs=64k 2>/dev/null || true
   dd if=/dev/zero bs=1k 2>/dev/null >>"$1/ballast" || true
@@ -54,7 +54,12 @@ def on_a_disk(forge: Forge, tmp_path: Path):
         assert "status " in done.stdout, done.stderr
         out, _, rest = done.stdout.rpartition("status ")
         status, *left = rest.splitlines()
-        return int(status), out, done.stderr, [line for line in left if not line.startswith("scratch/templates")]
+        return (
+            int(status),
+            out,
+            done.stderr,
+            [line for line in left if not line.startswith(("scratch/templates", "scratch/workspace"))],
+        )
 
     return run
 
