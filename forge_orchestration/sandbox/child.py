@@ -7,11 +7,11 @@ group: the execution's own group holds the analysis and nothing else, so what is
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.record import Measured
 from forge_orchestration.sandbox import bubblewrap, entry, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
-from forge_orchestration.sandbox.entry import Ended, Failed, Launch
+from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
@@ -36,7 +36,6 @@ class Child:
 
     Attributes:
         stdout, stderr, messages: Descriptors to read, non-blocking.
-        status: Where bubblewrap tells the pid of its inner process.
         standing: Hangs up when the mount tree stands and bubblewrap has given up its privileges.
         channel: To the entrant, and to the command before it is one.
         inner_pid: Of bubblewrap's inner process, which keeps the namespaces; main_pid: of the command. Both as the host counts.
@@ -46,12 +45,12 @@ class Child:
     """
 
     def __init__(
-        self, pid: int, entrant: int, stdout: int, stderr: int, complaints: int, messages: int, status: int,
+        self, pid: int, entrant: int, stdout: int, stderr: int, complaints: int, messages: int,
         standing: socket.socket, channel: socket.socket, hold: int,
     ) -> None:  # fmt: skip
         self._pid, self._entrant = pid, entrant
         self.keeper = os.pidfd_open(pid)
-        self.stdout, self.stderr, self.messages, self.status = stdout, stderr, messages, status
+        self.stdout, self.stderr, self.messages = stdout, stderr, messages
         self.standing, self.channel = standing, channel
         self.started_at = time.monotonic()
         self.released_at = 0.0
@@ -60,32 +59,19 @@ class Child:
         self.inner_pid = self.main_pid = 0
         self._complaints, self._hold = complaints, hold
         self._inner = -1
-        self._status_text = b""
         self._blocks = [0, 0]
         self._ended: int | None = None
         self._killed = False
 
-    def read_status(self) -> bool:
-        """Take what bubblewrap says of its inner process; False when it says no more."""
-        data = os.read(self.status, 4096)
-        self._status_text += data
-        if self._inner < 0 and b"}" in self._status_text:
-            self.inner_pid = int(json.loads(self._status_text.split(b"}")[0] + b"}")["child-pid"])
-            with contextlib.suppress(ProcessLookupError):
-                self._inner = os.pidfd_open(self.inner_pid)
-        return bool(data)
-
     def enter(self) -> None:
-        """The sandbox stands: let the entrant in.
+        """The sandbox stands: let the command-to-be go in.
 
         Raises:
             SandboxError: It does not stand, because bubblewrap ended.
         """
-        while self._inner < 0 and self.read_status():
-            pass
-        if self._inner < 0:
-            raise self._given_up()
-        socket.send_fds(self.channel, [b"enter"], [self._inner])
+        while self._inner < 0:
+            self.hear()
+        self.channel.send(entry.ENTER)
 
     def hear(self) -> int | None:
         """Take one word of the entrant or the command-to-be; returns the descriptor of the filter with the latter's.
@@ -94,22 +80,26 @@ class Child:
             SandboxError: The command could not be started.
         """
         word, ancillary, _, _ = self.channel.recvmsg(65536, socket.CMSG_SPACE(4) + socket.CMSG_SPACE(12))
+        descriptor, sender = -1, 0
+        for _level, kind, data in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                descriptor = int.from_bytes(data[:4], sys.byteorder, signed=True)
+                os.set_inheritable(descriptor, False)
+            elif kind == _SCM_CREDENTIALS:
+                sender = struct.unpack("3i", data[:12])[0]  # as this process sees it, by the kernel's word
         if word == entry.READY:
-            listener = -1
-            for _level, kind, data in ancillary:
-                if kind == socket.SCM_RIGHTS:
-                    listener = int.from_bytes(data[:4], "little", signed=True)
-                elif kind == _SCM_CREDENTIALS:
-                    self.main_pid = struct.unpack("3i", data[:12])[0]  # as this process sees it, by the kernel's word
-            if listener < 0 or not self.main_pid:
+            if descriptor < 0 or not sender:
                 raise SandboxError("The system call filter was installed without telling.")
-            os.set_inheritable(listener, False)
-            return listener
+            self.main_pid = sender
+            return descriptor
         if not word:
-            raise SandboxError("The process that was to start the command ended.")
+            raise self._given_up() if self._inner < 0 else SandboxError("The process that was to start the command ended.")
         said = msgspec.json.decode(word, type=dict[str, object])
         if "failed" in said:
             raise SandboxError(f"The command could not be started: {msgspec.convert(said, Failed).failed}.")
+        if "keeper_pid" in said:
+            self._inner, self.inner_pid = descriptor, msgspec.convert(said, Keeper).keeper_pid
+            return None
         ended = msgspec.convert(said, Ended)
         code = os.waitstatus_to_exitcode(ended.status)
         self.signal = -code if code < 0 else None
@@ -163,7 +153,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._entrant, signal.SIGKILL)
         os.waitpid(self._entrant, 0)
-        for fd in (self.keeper, self.stdout, self.stderr, self._complaints, self.messages, self.status, self._hold, self._inner):
+        for fd in (self.keeper, self.stdout, self.stderr, self._complaints, self.messages, self._hold, self._inner):
             if fd >= 0:
                 os.close(fd)
         self.standing.close()
@@ -208,7 +198,7 @@ def start_child(
         stdout, stdout_w = os.pipe2(os.O_CLOEXEC)
         stderr, stderr_w = os.pipe2(os.O_CLOEXEC)
         complaints, complaints_w = os.pipe2(os.O_CLOEXEC)
-        status, status_w = os.pipe2(os.O_CLOEXEC)
+        status, status_w = os.pipe2(os.O_CLOEXEC)  # the entrant reads it
         hold_r, hold = os.pipe2(os.O_CLOEXEC)
         standing, theirs_standing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         channel, theirs_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -225,7 +215,7 @@ def start_child(
             "/etc/hosts": given(_file(view.HOSTS)),
             "/etc/nsswitch.conf": given(_file(view.NSSWITCH)),
         }
-        for fd in (stdout_w, stderr_w, complaints_w, status_w, hold_r):
+        for fd in (stdout_w, stderr_w, complaints_w, status, status_w, hold_r):
             given(fd)
         standing.send(b".")  # what bubblewrap waits to read, once all else is done; then it closes its end
         argv = bubblewrap.arguments(
@@ -257,9 +247,9 @@ def start_child(
             standing.close()
             for fd in (hold, stdout, stderr, messages_fd):
                 os.close(fd)
-            entry.run_entrant(theirs_channel, taken, group)
+            entry.run_entrant(theirs_channel, status, taken, group)
         theirs_channel.close()
-    child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, status, standing, channel, hold)
+    child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, standing, channel, hold)
     try:
         yield child
     finally:

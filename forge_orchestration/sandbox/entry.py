@@ -1,9 +1,9 @@
 """Going into a sandbox that stands: namespaces, cgroup, limits, identity, filter, and at last the command.
 
-bubblewrap builds the house and stays outside of the analysis' budget; the command is not its child. The *entrant*, forked from
-the supervisor, enters the pid namespace and forks once more: that child is the first process of the analysis. It gives up
-everything that it has, step by step, tells the supervisor, and waits: only when the supervisor has looked at it from outside
-and found all as it should be, it becomes the command.
+bubblewrap builds the house and stays outside of the analysis' budget; the command is not its child. While it builds, the
+*entrant*, forked from the supervisor, enters the new pid namespace and forks once more: that child is the first process of the
+analysis. When the house stands, it goes in, gives up everything that it has, step by step, tells the supervisor, and waits: only
+when the supervisor has looked at it from outside and found all as it should be, it becomes the command.
 
 Until then nothing of the analysis was loaded, opened or executed, and no variable of it was set. The last program of the host
 is `env`, from the read-only `/usr` inside: a hostile script that names `/proc/self/exe` as its interpreter finds that, and not
@@ -25,8 +25,14 @@ from forge_orchestration.sandbox import linux, seccomp, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
 from forge_orchestration.sandbox.identity import Identity
 
-READY, GO = b"ready", b"go"
+ENTER, READY, GO = b"enter", b"ready", b"go"
 _INSIDE = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
+
+
+class Keeper(msgspec.Struct, frozen=True, kw_only=True):
+    """bubblewrap's inner process, which keeps the namespaces; its descriptor comes with this."""
+
+    keeper_pid: int
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,72 +71,90 @@ def last_words(launch: Launch) -> list[str]:
     return ["env", "-i", *(f"{name}={value}" for name, value in launch.environment.items()), *launch.command]
 
 
-def run_entrant(channel: socket.socket, launch: Launch, group: Cgroup) -> NoReturn:
-    """In a forked child of the supervisor: wait for the sandbox, start the command in it, and tell how it ended.
+def run_entrant(channel: socket.socket, status: int, launch: Launch, group: Cgroup) -> NoReturn:
+    """In a forked child of the supervisor: start the command in the sandbox that bubblewrap makes, and tell how it ended.
 
-    Protocol, on a sequenced-packet socket: the supervisor sends a descriptor of a process in the sandbox; the command-to-be
-    answers `READY` with the descriptor of its filter; `GO` lets it become the command; this process says `Ended` or `Failed`.
+    Protocol, on a sequenced-packet socket: this process says who the `Keeper` is; the supervisor says `ENTER` when the sandbox
+    and the cgroup stand; the command-to-be answers `READY` with the descriptor of its filter; `GO` lets it become the command;
+    this process says `Ended`, or one of the two says `Failed`.
+
+    Args:
+        status: Where bubblewrap tells the pid of its inner process.
     """
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         linux.die_with_parent(signal.SIGKILL)
-        _, descriptors, _, _ = socket.recv_fds(channel, 16, 1)
-        if descriptors:
-            channel.send(msgspec.json.encode(_start(channel, launch, group, descriptors[0])))
+        if (keeper := _keeper_pid(status)) is not None:
+            channel.send(msgspec.json.encode(_start(channel, launch, group, keeper)))
     except BaseException as error:
         channel.send(msgspec.json.encode(Failed(failed=f"{type(error).__name__}: {error}")))
     finally:
         os._exit(0)
 
 
-def _start(channel: socket.socket, launch: Launch, group: Cgroup, sandbox: int) -> Ended:
+def _keeper_pid(status: int) -> int | None:
+    said = b""
+    while b"}" not in said:
+        if not (data := os.read(status, 4096)):
+            return None  # it gave up before there was any; the supervisor hears why
+        said += data
+    return int(json.loads(said.split(b"}")[0] + b"}")["child-pid"])
+
+
+def _start(channel: socket.socket, launch: Launch, group: Cgroup, keeper: int) -> Ended:
+    sandbox = os.pidfd_open(keeper)
+    socket.send_fds(channel, [msgspec.json.encode(Keeper(keeper_pid=keeper))], [sandbox])
     if launch.identity.mode == "user_namespace":
         linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER)
         linux.die_with_parent(signal.SIGKILL)  # the change of credentials took it back
     linux.enter_namespaces(sandbox, linux.CLONE_NEWPID)
     pid = os.fork()
     if pid == 0:
-        _become_command(channel, launch, group, sandbox)
+        try:
+            _become_command(channel, launch, group, sandbox)
+        except BaseException as error:
+            channel.send(msgspec.json.encode(Failed(failed=f"{type(error).__name__}: {error}")))
+        finally:
+            os._exit(127)
     for fd in (*launch.standard, sandbox):
         os.close(fd)  # else the supervisor would wait for the end of pipes that only this process holds
     _, status, used = os.wait4(pid, 0)
     return Ended(status=status, blocks_read=used.ru_inblock, blocks_written=used.ru_oublock)
 
 
-def _become_command(channel: socket.socket, launch: Launch, group: Cgroup, sandbox: int) -> NoReturn:
-    try:
-        os.setsid()  # no controlling terminal to push characters into
-        group.join()  # by the host's paths, and so before the mounts change
+def _become_command(channel: socket.socket, launch: Launch, group: Cgroup, sandbox: int) -> None:
+    os.setsid()  # no controlling terminal to push characters into
+    program = seccomp.filter_program()
+    if channel.recv(16) != ENTER:
+        return
+    group.join()  # by the host's paths, and so before the mounts change
+    if launch.identity.mode == "user_namespace":  # bubblewrap has made a second one inside the first, which allows no third
+        linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER | _INSIDE)
+    else:
         linux.enter_namespaces(sandbox, _INSIDE)
-        linux.unshare(linux.CLONE_NEWCGROUP)  # its own group is the root that it sees
-        os.chdir(view.SCRATCH)
-        os.umask(0o022)
-        # 0 would still hand a core to a host's handler that is a pipe; 1 does not
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (launch.open_files, launch.open_files))
-        if launch.file_size_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (launch.file_size_bytes, launch.file_size_bytes))
-        program = seccomp.filter_program()
-        for target, fd in enumerate(launch.standard):
-            os.dup2(fd, target)
-        linux.drop_bounding_set()
-        if launch.identity.mode != "user_namespace":
-            os.setgroups([])
-            os.setresgid(launch.identity.gid, launch.identity.gid, launch.identity.gid)
-            os.setresuid(launch.identity.uid, launch.identity.uid, launch.identity.uid)
-        linux.join_new_session_keyring()
-        linux.drop_capabilities()
-        linux.be_dumpable()
-        linux.die_with_parent(signal.SIGKILL)
-        listener = linux.install_filter(program)
-        socket.send_fds(channel, [READY], [listener])
-        if channel.recv(16) == GO:
-            os.closerange(3, 1 << 20)
-            os.execve("/usr/bin/env", last_words(launch), {})
-    except BaseException as error:
-        text = f"{type(error).__name__}: {error}"
-        channel.send(json.dumps({"failed": text}).encode())
-    finally:
-        os._exit(127)
+    linux.unshare(linux.CLONE_NEWCGROUP)  # its own group is the root that it sees
+    os.chdir(view.SCRATCH)
+    os.umask(0o022)
+    # 0 would still hand a core to a host's handler that is a pipe; 1 does not
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (launch.open_files, launch.open_files))
+    if launch.file_size_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (launch.file_size_bytes, launch.file_size_bytes))
+    for target, fd in enumerate(launch.standard):
+        os.dup2(fd, target)
+    linux.drop_bounding_set()
+    if launch.identity.mode != "user_namespace":
+        os.setgroups([])
+        os.setresgid(launch.identity.gid, launch.identity.gid, launch.identity.gid)
+        os.setresuid(launch.identity.uid, launch.identity.uid, launch.identity.uid)
+    linux.join_new_session_keyring()
+    linux.drop_capabilities()
+    linux.be_dumpable()
+    linux.die_with_parent(signal.SIGKILL)
+    listener = linux.install_filter(program)
+    socket.send_fds(channel, [READY], [listener])
+    if channel.recv(16) == GO:
+        os.closerange(3, 1 << 20)
+        os.execve("/usr/bin/env", last_words(launch), {})

@@ -181,7 +181,7 @@ class Supervisor:
         out_of_memory = group.watch_out_of_memory()
         sources = {child.stdout: "stdout", child.stderr: "stderr", child.messages: "messages"}
         channel, standing = child.channel.fileno(), child.standing.fileno()
-        for fd in (*sources, child.status, child.keeper, channel, self._wake_fd):
+        for fd in (*sources, child.keeper, channel, self._wake_fd):
             poll.register(fd, select.POLLIN)
         poll.register(standing, 0)  # only its end is of interest, and that is always told
         if out_of_memory is not None:
@@ -196,9 +196,6 @@ class Supervisor:
             for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
                 if fd in sources:
                     if not self._read(sources[fd], fd) and event & select.POLLHUP:
-                        poll.unregister(fd)
-                elif fd == child.status:
-                    if not child.read_status():
                         poll.unregister(fd)
                 elif fd == standing:
                     poll.unregister(fd)
