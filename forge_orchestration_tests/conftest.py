@@ -170,7 +170,7 @@ def leftovers(home: Path) -> list[str]:
     """What is there on this host, now, of executions in `home`: empty when none runs and all were cleaned up."""
     found = [f"process {pid}: {words}" for pid, words in _processes_naming(os.fsencode(home))]
     ids = _execution_ids(home)
-    found += [f"supervisor of {one}" for one in ids if _has_supervisor(home / "executions" / one)]
+    found += [f"supervisor of {one}" for one in ids if _has_supervisor(home, one)]
     found += [f"cgroup {path}" for path in _cgroups_named(ids)]
     with contextlib.suppress(FileNotFoundError):
         found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name not in ("templates", "workspace")]
@@ -206,11 +206,13 @@ def _processes_naming(text: bytes) -> Iterator[tuple[int, str]]:
                     yield int(entry.name), words.replace(b"\0", b" ").decode(errors="replace")[:200]
 
 
-def _has_supervisor(folder: Path) -> bool:
+def _has_supervisor(home: Path, execution_id: str) -> bool:
+    from forge_orchestration.errors import ForgeError
+    from forge_orchestration.executions.folder import ExecutionFolder
     from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 
-    with contextlib.suppress(OSError, ValueError):
-        supervisor = read_supervisor(folder)
+    with contextlib.suppress(OSError, ValueError, ForgeError):
+        supervisor = read_supervisor(ExecutionFolder(home / "executions", execution_id))
         return supervisor is not None and supervisor.is_alive
     return False
 

@@ -5,7 +5,7 @@ executions/<id>/
   stdout.log  stderr.log  messages.jsonl
   outputs/         what was collected
   analysis/        the analysis' own files as they were run
-  plan.json  supervisor.json   how it was started, and by whom it is watched
+  plan.json        how it was started; the record's native_id says by whom it is watched
 """
 
 from __future__ import annotations

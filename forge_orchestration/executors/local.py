@@ -130,7 +130,7 @@ class LocalExecutor(AnalysisExecutor):
 
     def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
         folder = execution.folder
-        if (there := read_supervisor(folder.path)) is not None:
+        if (there := read_supervisor(folder)) is not None:
             return ExecutionHandle(execution_id=folder.id, native_id=there.native_id)
         spawner = self._spawner()
         plan = self._plan(spec, execution, spawner)
@@ -162,7 +162,7 @@ class LocalExecutor(AnalysisExecutor):
             self._sockets.pop(handle.execution_id, None)
             connection.close()
         else:
-            supervisor = read_supervisor(folder.path)
+            supervisor = read_supervisor(folder)
             if supervisor is not None and supervisor.is_alive and not supervisor.wait(timeout_s):
                 return ExecutionState(status=Status.RUNNING)
         record = folder.read_record()
@@ -172,7 +172,7 @@ class LocalExecutor(AnalysisExecutor):
         return ExecutionState(status=record.status)
 
     def cancel(self, handle: ExecutionHandle) -> None:
-        supervisor = read_supervisor(self._folder(handle).path)
+        supervisor = read_supervisor(self._folder(handle))
         if supervisor is not None:
             supervisor.send(signal.SIGTERM)
 

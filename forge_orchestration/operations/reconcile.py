@@ -81,7 +81,7 @@ def _reconcile_one(engine: Engine, execution_id: str, report: Reconciled) -> Non
 
 
 def _is_alive(engine: Engine, folder: ExecutionFolder) -> bool:
-    supervisor = read_supervisor(folder.path)
+    supervisor = read_supervisor(folder)
     if supervisor is not None and supervisor.is_alive:
         return True
     controller = engine.store.controller(folder.id)

@@ -30,7 +30,7 @@ from forge_orchestration.sandbox.standby import Hello, prepare_ahead
 from forge_orchestration.sandbox.supervisor import Supervisor
 
 _IN_SCOPE = "--in-scope"
-_HEAD_START_MS = 20
+_HEAD_START_MS = 50
 
 
 def serve(control: socket.socket, hello: Hello) -> None:
@@ -47,10 +47,8 @@ def serve(control: socket.socket, hello: Hello) -> None:
     gc.freeze()  # a forked supervisor then writes to few of the shared pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors: the kernel reaps them
     control.send(msgspec.json.encode(Greeting(site=site)))
-    waiting = select.poll()
-    waiting.register(control, select.POLLIN)
     while True:
-        standby = _fork_standby(control, hello)  # ahead of the request, off its path
+        pid, standby = _fork_standby(control, hello)  # ahead of the request, off its path
         folder, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not folder:
             return
@@ -60,14 +58,26 @@ def serve(control: socket.socket, hello: Hello) -> None:
             standby.close()
             for descriptor in descriptors:
                 os.close(descriptor)
-        # the execution that starts now has the processors to itself, unless another request is waiting already
-        waiting.poll(_HEAD_START_MS)
+        _give_way(control, pid)
 
 
-def _fork_standby(control: socket.socket, hello: Hello) -> socket.socket:
-    """A supervisor that waits for its execution; the socket to give it one. It ends if that is closed without."""
+def _give_way(control: socket.socket, supervisor: int) -> None:
+    """Let the execution that starts now have the processors, until it runs or has ended, or another request waits already."""
+    waiting = select.poll()
+    waiting.register(control, select.POLLIN)
+    try:
+        ended = os.pidfd_open(supervisor)
+    except ProcessLookupError:
+        return
+    waiting.register(ended, select.POLLIN)
+    waiting.poll(_HEAD_START_MS)
+    os.close(ended)
+
+
+def _fork_standby(control: socket.socket, hello: Hello) -> tuple[int, socket.socket]:
+    """A supervisor that waits for its execution: its pid, and the socket to give it one. It ends if that is closed without."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
+    if (pid := os.fork()) == 0:
         try:
             control.close()
             ours.close()
@@ -75,7 +85,7 @@ def _fork_standby(control: socket.socket, hello: Hello) -> socket.socket:
         finally:
             os._exit(0)
     theirs.close()
-    return ours
+    return pid, ours
 
 
 def _supervise(spawner: socket.socket, hello: Hello) -> None:
@@ -85,6 +95,7 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     if os.geteuid() == 0:
         linux.unshare_mounts()
     ahead = prepare_ahead(hello)
+    linux.own_memory()
     folder, descriptors, _, _ = socket.recv_fds(spawner, 4096, 1)
     spawner.close()
     if folder:

@@ -80,5 +80,6 @@ def prepare(plan: LaunchPlan, ahead: Prepared | None) -> Prepared:
             ahead.claim.hand_over(plan.execution_id)
             return ahead
         ahead.release(ended=True)
+        ahead.workspace.close()
     claim = Claim(plan.identity, plan.execution_id)
     return Prepared(claim, make_workspace(Path(plan.scratch_dir), plan.execution_id, size, claim.identity))

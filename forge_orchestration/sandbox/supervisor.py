@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import ForgeError, SandboxError
-from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.logs import CappedLog
 from forge_orchestration.executions.messages import MessageParser, MessageViolation
 from forge_orchestration.executions.outputs import Collected, collect_outputs
@@ -79,7 +79,6 @@ class Supervisor:
     def _announce(self) -> None:
         """Say who supervises, to all and to the controller."""
         me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
-        write_atomically(self._folder.path / "supervisor.json", msgspec.json.encode(me))
         self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
         self._folder.write_record(self._record)
         self._tell(me.native_id.encode())

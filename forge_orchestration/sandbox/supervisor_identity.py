@@ -6,10 +6,11 @@ import contextlib
 import os
 import select
 import signal
-from pathlib import Path
 
 import msgspec
 
+from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox import linux
 
 
@@ -54,9 +55,13 @@ class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.pid}:{self.start_time}:{self.boot_id}"
 
 
-def read_supervisor(folder: Path) -> SupervisorIdentity | None:
-    """The supervisor of the execution in `folder`; None if it never had one."""
+def read_supervisor(folder: ExecutionFolder) -> SupervisorIdentity | None:
+    """The supervisor of an execution, by its record's `native_id`; None if it has none yet, or no record."""
     try:
-        return msgspec.json.decode((folder / "supervisor.json").read_bytes(), type=SupervisorIdentity)
-    except FileNotFoundError:
+        native_id = folder.read_record().native_id
+    except SpecError:
         return None
+    if native_id is None:
+        return None
+    pid, start_time, boot_id = native_id.split(":", 2)
+    return SupervisorIdentity(pid=int(pid), start_time=int(start_time), boot_id=boot_id)

@@ -85,7 +85,9 @@ def test_ten_controllers_and_ten_supervisors_killed_of_64(forge_home: Path, forg
                 killed_controllers.add(victim.pid)
                 killed[kind] += 1
         else:
-            supervisors = [read_supervisor(forge_home / "executions" / one) for one in execution_ids(forge_home) - before]
+            supervisors = [
+                read_supervisor(ExecutionFolder(forge_home / "executions", one)) for one in execution_ids(forge_home) - before
+            ]
             living = [one for one in supervisors if one is not None and one.is_alive]
             if living:
                 chance.choice(living).send(signal.SIGKILL)
@@ -96,7 +98,8 @@ def test_ten_controllers_and_ten_supervisors_killed_of_64(forge_home: Path, forg
     ids = execution_ids(forge_home) - before
     # supervisors whose controller is gone end their execution themselves
     wait_until(
-        "supervisors gone", lambda: not any((one := read_supervisor(forge_home / "executions" / i)) and one.is_alive for i in ids)
+        "supervisors gone",
+        lambda: not any((one := read_supervisor(ExecutionFolder(forge_home / "executions", i))) and one.is_alive for i in ids),
     )
     gc(forge)
     ids = execution_ids(forge_home) - before
@@ -121,7 +124,7 @@ def test_what_the_record_says_of_a_kill(forge_home: Path, forge, victim: str) ->
     (one,) = execution_ids(forge_home) - before
     wait_until("a record", lambda: (forge_home / "executions" / one / "record.json").exists())
     wait_until("running", lambda: record_of(forge_home, one).status == "running")
-    supervisor = read_supervisor(forge_home / "executions" / one)
+    supervisor = read_supervisor(ExecutionFolder(forge_home / "executions", one))
     assert supervisor is not None
     if victim == "controller":
         process.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import SandboxError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox import identity, linux
 from forge_orchestration.sandbox.identity import Claim, Identity, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
@@ -130,7 +131,7 @@ class TestSupervisor:
         os.waitpid(pid, 0)
 
     def test_none_was_ever_there(self, tmp_path: Path) -> None:
-        assert read_supervisor(tmp_path) is None
+        assert read_supervisor(ExecutionFolder(tmp_path, "20260102T030405678-9f86d081")) is None
 
     def test_a_process_whose_name_is_hostile(self, tmp_path: Path) -> None:
         """The name is in the middle of /proc/PID/stat, in brackets, and may hold brackets and spaces."""
