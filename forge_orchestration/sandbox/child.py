@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -21,7 +22,7 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.record import Measured
 from forge_orchestration.sandbox import bubblewrap, entry, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
-from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
+from forge_orchestration.sandbox.entry import Ended, Entrant, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
@@ -45,13 +46,13 @@ class Child:
     """
 
     def __init__(
-        self, pid: int, entrant: int, stdout: int, stderr: int, complaints: int, messages: int,
-        standing: socket.socket, channel: socket.socket, hold: int,
+        self, pid: int, entrant: Entrant, stdout: int, stderr: int, complaints: int, messages: int,
+        standing: socket.socket, hold: int,
     ) -> None:  # fmt: skip
         self._pid, self._entrant = pid, entrant
         self.keeper = os.pidfd_open(pid)
         self.stdout, self.stderr, self.messages = stdout, stderr, messages
-        self.standing, self.channel = standing, channel
+        self.standing, self.channel = standing, entrant.channel
         self.started_at = time.monotonic()
         self.released_at = 0.0
         self.exit_status: int | None = None
@@ -134,7 +135,10 @@ class Child:
     def end(self) -> None:
         """The same, and wait until it is done."""
         self.kill()
-        self._reap()
+        if self._inner >= 0:
+            select.select([self._inner], [], [])  # the mounts have gone with it; the outer process follows
+        else:
+            self._reap()
 
     @property
     def io_read(self) -> Measured:
@@ -148,11 +152,12 @@ class Child:
 
     def close(self) -> None:
         """End and reap what is still there, and close every descriptor."""
-        self.end()
+        self.kill()
+        self._reap()
         if self.exit_status is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._entrant, signal.SIGKILL)
-        os.waitpid(self._entrant, 0)
+                os.kill(self._entrant.pid, signal.SIGKILL)
+        os.waitpid(self._entrant.pid, 0)
         for fd in (self.keeper, self.stdout, self.stderr, self._complaints, self.messages, self._hold, self._inner):
             if fd >= 0:
                 os.close(fd)
@@ -181,9 +186,9 @@ _SCM_CREDENTIALS = 2
 
 @contextlib.contextmanager
 def start_child(
-    plan: LaunchPlan, identity: Identity, group: Cgroup, workspace: str, messages: str, *, limit_file_size: bool
+    plan: LaunchPlan, identity: Identity, group: Cgroup, entrant: Entrant, workspace: str, messages: str, *, limit_file_size: bool
 ) -> Iterator[Child]:
-    """Start bubblewrap for `plan`, and the entrant that waits for its sandbox.
+    """Start bubblewrap for `plan`, and have the entrant wait for its sandbox.
 
     Raises:
         SandboxError: They could not be started.
@@ -201,8 +206,6 @@ def start_child(
         status, status_w = os.pipe2(os.O_CLOEXEC)  # the entrant reads it
         hold_r, hold = os.pipe2(os.O_CLOEXEC)
         standing, theirs_standing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        channel, theirs_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         messages_fd = os.open(messages, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         for fd in (stdout, stderr, complaints):
             os.set_blocking(fd, False)
@@ -236,20 +239,13 @@ def start_child(
                 argv[0], [argv[0], "--args", str(words), "--", *_PLACEHOLDER], {}, setsigmask=(), setsigdef=_DEFAULT_SIGNALS,
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((hold_r, null, complaints_w))],
             )  # fmt: skip
-        taken = Launch(
+        launch = Launch(
             command=plan.command, environment=plan.environment | {"FORGE_DEADLINE": f"{deadline:.3f}"}, identity=identity,
-            standard=(null, stdout_w, stderr_w), open_files=plan.limits.open_files,
+            join_files=group.join_files, open_files=plan.limits.open_files,
             file_size_bytes=plan.limits.scratch_bytes if limit_file_size else None,
         )  # fmt: skip
-        entrant = os.fork()  # while bubblewrap is at work
-        if entrant == 0:
-            channel.close()
-            standing.close()
-            for fd in (hold, stdout, stderr, messages_fd):
-                os.close(fd)
-            entry.run_entrant(theirs_channel, status, taken, group)
-        theirs_channel.close()
-    child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, standing, channel, hold)
+        entrant.send(launch, status, (null, stdout_w, stderr_w))
+    child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, standing, hold)
     try:
         yield child
     finally:

@@ -22,7 +22,7 @@ from typing import NoReturn
 import msgspec
 
 from forge_orchestration.sandbox import linux, seccomp, view
-from forge_orchestration.sandbox.cgroups.base import Cgroup
+from forge_orchestration.sandbox.cgroups.base import write
 from forge_orchestration.sandbox.identity import Identity
 
 ENTER, READY, GO = b"enter", b"ready", b"go"
@@ -53,7 +53,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What a process takes with it into a sandbox.
 
     Attributes:
-        standard: Descriptors that become standard input, output and error.
+        join_files: Each makes the process that writes "0" to it a member of one of the execution's groups.
         open_files: Descriptors that a process may have open.
         file_size_bytes: What one file may grow to, where the kernel limits nothing else; None if it does.
     """
@@ -61,9 +61,37 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     environment: dict[str, str]
     identity: Identity
-    standard: tuple[int, int, int]
+    join_files: tuple[str, ...]
     open_files: int
     file_size_bytes: int | None
+
+
+class Entrant:
+    """The entrant as the supervisor holds it. It is forked ahead, off the path of any execution, and ends with its channel."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.channel.close()
+            _run(theirs)
+        theirs.close()
+
+    def send(self, launch: Launch, status: int, standard: tuple[int, int, int]) -> None:
+        """Say what to start.
+
+        Args:
+            status: Where bubblewrap tells the pid of its inner process.
+            standard: Descriptors that become standard input, output and error.
+        """
+        described = os.memfd_create("forge", os.MFD_CLOEXEC)  # a command may be longer than a packet
+        try:
+            os.write(described, msgspec.json.encode(launch))
+            os.lseek(described, 0, os.SEEK_SET)
+            socket.send_fds(self.channel, [b"launch"], [described, status, *standard])
+        finally:
+            os.close(described)
 
 
 def last_words(launch: Launch) -> list[str]:
@@ -71,23 +99,25 @@ def last_words(launch: Launch) -> list[str]:
     return ["env", "-i", *(f"{name}={value}" for name, value in launch.environment.items()), *launch.command]
 
 
-def run_entrant(channel: socket.socket, status: int, launch: Launch, group: Cgroup) -> NoReturn:
-    """In a forked child of the supervisor: start the command in the sandbox that bubblewrap makes, and tell how it ended.
+def _run(channel: socket.socket) -> NoReturn:
+    """The entrant: start the command in the sandbox that bubblewrap makes, and tell how it ended.
 
-    Protocol, on a sequenced-packet socket: this process says who the `Keeper` is; the supervisor says `ENTER` when the sandbox
-    and the cgroup stand; the command-to-be answers `READY` with the descriptor of its filter; `GO` lets it become the command;
-    this process says `Ended`, or one of the two says `Failed`.
-
-    Args:
-        status: Where bubblewrap tells the pid of its inner process.
+    Protocol, on a sequenced-packet socket: the supervisor sends a `Launch`; this process says who the `Keeper` is; the supervisor
+    says `ENTER` when the sandbox and the cgroup stand; the command-to-be answers `READY` with the descriptor of its filter; `GO`
+    lets it become the command; this process says `Ended`, or one of the two says `Failed`.
     """
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         linux.die_with_parent(signal.SIGKILL)
-        if (keeper := _keeper_pid(status)) is not None:
-            channel.send(msgspec.json.encode(_start(channel, launch, group, keeper)))
+        _, descriptors, _, _ = socket.recv_fds(channel, 16, 5)
+        if descriptors:
+            described, status, *standard = descriptors
+            with os.fdopen(described, "rb") as file:
+                launch = msgspec.json.decode(file.read(), type=Launch)
+            if (keeper := _keeper_pid(status)) is not None:
+                channel.send(msgspec.json.encode(_start(channel, launch, standard, keeper)))
     except BaseException as error:
         channel.send(msgspec.json.encode(Failed(failed=f"{type(error).__name__}: {error}")))
     finally:
@@ -103,7 +133,7 @@ def _keeper_pid(status: int) -> int | None:
     return int(json.loads(said.split(b"}")[0] + b"}")["child-pid"])
 
 
-def _start(channel: socket.socket, launch: Launch, group: Cgroup, keeper: int) -> Ended:
+def _start(channel: socket.socket, launch: Launch, standard: list[int], keeper: int) -> Ended:
     sandbox = os.pidfd_open(keeper)
     socket.send_fds(channel, [msgspec.json.encode(Keeper(keeper_pid=keeper))], [sandbox])
     if launch.identity.mode == "user_namespace":
@@ -113,23 +143,24 @@ def _start(channel: socket.socket, launch: Launch, group: Cgroup, keeper: int) -
     pid = os.fork()
     if pid == 0:
         try:
-            _become_command(channel, launch, group, sandbox)
+            _become_command(channel, launch, standard, sandbox)
         except BaseException as error:
             channel.send(msgspec.json.encode(Failed(failed=f"{type(error).__name__}: {error}")))
         finally:
             os._exit(127)
-    for fd in (*launch.standard, sandbox):
+    for fd in (*standard, sandbox):
         os.close(fd)  # else the supervisor would wait for the end of pipes that only this process holds
     _, status, used = os.wait4(pid, 0)
     return Ended(status=status, blocks_read=used.ru_inblock, blocks_written=used.ru_oublock)
 
 
-def _become_command(channel: socket.socket, launch: Launch, group: Cgroup, sandbox: int) -> None:
+def _become_command(channel: socket.socket, launch: Launch, standard: list[int], sandbox: int) -> None:
     os.setsid()  # no controlling terminal to push characters into
-    program = seccomp.filter_program()
+    program, words = seccomp.filter_program(), last_words(launch)
     if channel.recv(16) != ENTER:
         return
-    group.join()  # by the host's paths, and so before the mounts change
+    for path in launch.join_files:  # by the host's paths, and so before the mounts change
+        write(path, "0")
     if launch.identity.mode == "user_namespace":  # bubblewrap has made a second one inside the first, which allows no third
         linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER | _INSIDE)
     else:
@@ -142,7 +173,7 @@ def _become_command(channel: socket.socket, launch: Launch, group: Cgroup, sandb
     resource.setrlimit(resource.RLIMIT_NOFILE, (launch.open_files, launch.open_files))
     if launch.file_size_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (launch.file_size_bytes, launch.file_size_bytes))
-    for target, fd in enumerate(launch.standard):
+    for target, fd in enumerate(standard):
         os.dup2(fd, target)
     linux.drop_bounding_set()
     if launch.identity.mode != "user_namespace":
@@ -157,4 +188,4 @@ def _become_command(channel: socket.socket, launch: Launch, group: Cgroup, sandb
     socket.send_fds(channel, [READY], [listener])
     if channel.recv(16) == GO:
         os.closerange(3, 1 << 20)
-        os.execve("/usr/bin/env", last_words(launch), {})
+        os.execve("/usr/bin/env", words, {})

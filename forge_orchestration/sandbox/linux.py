@@ -28,6 +28,10 @@ _LO_FLAGS_AUTOCLEAR = 4
 _MADV_POPULATE_WRITE = 23
 
 
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
 def _check(result: int, call: str, *what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -145,11 +149,7 @@ def install_filter(program: bytes) -> int:
     Args:
         program: Compiled BPF, 8 bytes an instruction.
     """
-
-    class SockFprog(ctypes.Structure):
-        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    described = SockFprog(len(program) // 8, program)
+    described = _SockFprog(len(program) // 8, program)
     call = _libc.syscall(
         _system_call("seccomp"), _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, ctypes.byref(described)
     )

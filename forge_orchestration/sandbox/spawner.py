@@ -24,6 +24,7 @@ from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.record import record_from_json
 from forge_orchestration.sandbox import linux, seccomp
 from forge_orchestration.sandbox.cgroups.find import Greeting, find_site, scope_prefix
+from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.plan import plan_from_json, read_plan
 from forge_orchestration.sandbox.spawn import SPAWNER
 from forge_orchestration.sandbox.standby import Hello, prepare_ahead
@@ -95,12 +96,13 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     if os.geteuid() == 0:
         linux.unshare_mounts()
     ahead = prepare_ahead(hello)
+    entrant = Entrant()
     linux.own_memory()
     folder, descriptors, _, _ = socket.recv_fds(spawner, 4096, 1)
     spawner.close()
     if folder:
         plan = read_plan(Path(os.fsdecode(folder)))
-        Supervisor(plan, socket.socket(fileno=descriptors[0]), ahead).run()
+        Supervisor(plan, socket.socket(fileno=descriptors[0]), entrant, ahead).run()
     elif ahead is not None:
         ahead.release(ended=True)
 

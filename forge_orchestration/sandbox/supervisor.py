@@ -27,6 +27,7 @@ from forge_orchestration.model.record import Cleanup, Enforced, ExecutionRecord,
 from forge_orchestration.sandbox import bubblewrap, linux
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.child import Child, start_child
+from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
@@ -47,8 +48,9 @@ _PROTECTIONS = (
 class Supervisor:
     """One execution from its plan to its final record."""
 
-    def __init__(self, plan: LaunchPlan, controller: socket.socket, ahead: Prepared | None = None) -> None:
+    def __init__(self, plan: LaunchPlan, controller: socket.socket, entrant: Entrant, ahead: Prepared | None = None) -> None:
         self._plan = plan
+        self._entrant = entrant
         self._ahead = ahead
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
@@ -111,7 +113,9 @@ class Supervisor:
         plan = self._plan
         logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
         place, messages = os.fspath(workspace.folder), os.fspath(workspace.messages)
-        with start_child(plan, identity, group, place, messages, limit_file_size=isinstance(workspace, FolderWorkspace)) as child:
+        with start_child(
+            plan, identity, group, self._entrant, place, messages, limit_file_size=isinstance(workspace, FolderWorkspace)
+        ) as child:
             # while bubblewrap is at work
             self._announce()
             group.create()

@@ -79,10 +79,10 @@ class Cgroup(ABC):
         """A descriptor that becomes readable when the kernel killed a member for memory; None if it ends all by itself."""
         return None
 
-    def join(self) -> None:
-        """Move the calling process, which has one thread, into the group."""
-        for path in self.paths:
-            write(path / self.join_file, "0")
+    @property
+    def join_files(self) -> tuple[str, ...]:
+        """A process of one thread that writes "0" to each of them is a member."""
+        return tuple(os.fspath(path / self.join_file) for path in self.paths)
 
     def pids(self) -> list[int]:
         """The members."""
@@ -140,7 +140,7 @@ class Cgroup(ABC):
         return True
 
 
-def write(path: Path, value: str) -> None:
+def write(path: Path | str, value: str) -> None:
     """Write one value to a control file, in one call, with the file's name in the error."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -36,7 +36,7 @@ from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.seal import Entry, Verdict
 from forge_orchestration.sandbox.cgroups.base import Counters
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
-from forge_orchestration.sandbox.entry import Ended, Failed
+from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.scratch import Size
@@ -115,13 +115,15 @@ EXAMPLES: list[msgspec.Struct] = [
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
     IdentitySettings(first_uid=100_000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
-    Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT),
+    Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
+    Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
+           file_size_bytes=8),
     OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
 ]  # fmt: skip
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "_File", "Launch",
+    "ExecutionState", "ExecutorCapabilities", "_File",
 }  # fmt: skip
 
 

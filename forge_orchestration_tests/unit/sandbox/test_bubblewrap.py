@@ -296,7 +296,7 @@ class TestLastWords:
     def words(self, plan: LaunchPlan) -> list[str]:
         return last_words(
             Launch(
-                command=plan.command, environment=plan.environment, identity=OWN_UID, standard=(0, 1, 2), open_files=16,
+                command=plan.command, environment=plan.environment, identity=OWN_UID, join_files=("/c",), open_files=16,
                 file_size_bytes=None,
             )
         )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox.cgroups import base, find, v1, v2
-from forge_orchestration.sandbox.cgroups.base import expect, keyed, page_rounded
+from forge_orchestration.sandbox.cgroups.base import expect, keyed, page_rounded, write
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.cgroups.v1 import CgroupV1
 from forge_orchestration.sandbox.cgroups.v2 import CgroupV2, delegate_controllers
@@ -370,7 +370,8 @@ def test_on_this_host_a_group_is_made_used_and_removed(forge_home: Path) -> None
     try:
         assert group.set_limits(Limits(memory_bytes=64 * 2**20, cpus=0.5, pids=8))["pids"].value == 8
         if (pid := os.fork()) == 0:
-            group.join()
+            for path in group.join_files:
+                write(path, "0")
             done.set()
             os.execv("/bin/sleep", ["sleep", "60"])
         while pid not in group.pids():
