@@ -105,8 +105,7 @@ class Engine:
 
             check_code(Path(spec.folder))
         inputs = tuple(
-            resolve_input(name, source, self.settings, chosen.site_packages, self.store, other_uid=os.geteuid() == 0)
-            for name, source in spec.inputs.items()
+            resolve_input(name, source, self.settings, chosen.site_packages, self.store) for name, source in spec.inputs.items()
         )
         executor.check()
         record, prepared = self._open(spec, chosen, inputs)

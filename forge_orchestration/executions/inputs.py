@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.openat2 import open_without_links
 from forge_orchestration.model.record import InputFacts
 from forge_orchestration.settings import Settings
 
@@ -41,24 +43,26 @@ class DigestCache(Protocol):
 
 
 class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
-    """An input that was checked: its real path, and the identity of the file that was read for its digest."""
+    """An input that was checked: its real path, and the identity of the file that was read for its digest.
+
+    Attributes:
+        owner: User and group of a file or folder that others than them may not read; None if everybody may.
+    """
 
     name: str
     path: str
     device: int
     inode: int
     facts: InputFacts
+    owner: tuple[int, int] | None = None
 
 
-def resolve_input(
-    name: str, source: str, settings: Settings, site_packages: Path, cache: DigestCache, *, other_uid: bool
-) -> ResolvedInput:
+def resolve_input(name: str, source: str, settings: Settings, site_packages: Path, cache: DigestCache) -> ResolvedInput:
     """Check one input and compute its digest.
 
     Args:
         source: A path, or `package://NAME/PATH` for a file in the runtime.
         site_packages: Where the runtime's packages lie.
-        other_uid: Whether executions run under a uid that is not the one of this process.
 
     Raises:
         SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
@@ -79,23 +83,20 @@ def resolve_input(
         hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."
         raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # links were resolved above, once, and what is opened is that very path: a link that is put in its way now is refused
+        fd = open_without_links(path)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SpecError(f"Input '{name}' ({source}) cannot be read: it is a link that leads to itself.") from error
         raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
     try:
         facts = os.fstat(fd)
         mode = facts.st_mode
-        if stat.S_ISLNK(mode):  # every other link has been followed
-            raise SpecError(f"Input '{name}' ({source}) cannot be read: it is a link that leads to itself.")
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             kind = next((text for test, text in _KINDS.items() if test(mode)), "something else")
             raise SpecError(f"Input '{name}' ({source}) is {kind}; an input is a file or a folder.")
         needed = 0o005 if stat.S_ISDIR(mode) else 0o004
-        if other_uid and mode & needed != needed:
-            raise SpecError(
-                f"Input '{name}' ({source}) cannot be read by an execution, which has a user id of its own.",
-                f"Let others read it: chmod o+r{'x' if needed == 5 else ''} {path}",
-            )
+        owner = (facts.st_uid, facts.st_gid) if mode & needed != needed else None
         try:
             digest, size = _digest(fd, facts, cache)
         except OSError as error:
@@ -103,7 +104,7 @@ def resolve_input(
     finally:
         os.close(fd)
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
-    return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described)
+    return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
 
 
 def _is_forges_own(path: Path, settings: Settings) -> bool:

@@ -232,7 +232,7 @@ class LocalExecutor(AnalysisExecutor):
         if folder.analysis.is_dir():
             binds.append(_bind(str(folder.analysis), view.ANALYSIS))
         binds += [
-            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode)
+            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode, owner=item.owner)
             for item in execution.inputs
         ]
         system_binds, system_links = view.system_view()

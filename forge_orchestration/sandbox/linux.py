@@ -5,12 +5,15 @@ Nothing here knows of executions. Errors are `OSError` with the call's name.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import functools
 import os
+import signal
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,6 +28,9 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_AUTOCLEAR = 4
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_EMPTY_PATH, _AT_FDCWD = 1, 4, 0x1000, -100
+_MOUNT_ATTR_IDMAP, _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV = 0x00100000, 1 | 2 | 4
 _MADV_POPULATE_WRITE = 23
 
 
@@ -68,6 +74,52 @@ def mount_ext4(device: str, target: Path) -> None:
 def unmount(target: Path) -> None:
     """Unmount `target`."""
     _check(_libc.umount2(os.fsencode(target), 0), "umount", str(target))
+
+
+@contextlib.contextmanager
+def user_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
+    """A descriptor of a user namespace in which one id stands for another: of users, and of groups, (on the disk, as seen)."""
+    told, tell = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            unshare(CLONE_NEWUSER)
+            os.write(tell, b".")
+            os.close(tell)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    fd = -1
+    try:
+        os.read(told, 1)
+        for name, (inside, outside) in (("uid_map", uids), ("gid_map", gids)):
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write(f"{inside} {outside} 1")
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        yield fd
+    finally:
+        os.close(told)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if fd >= 0:
+            os.close(fd)
+
+
+def mount_idmapped(source: int, target: Path, namespace: int) -> None:
+    """Mount what the descriptor `source` stands for at `target`, read-only, with the ids of the user namespace `namespace`."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), "open_tree")
+    try:
+        # struct mount_attr: set, clear, propagation, namespace
+        attributes = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV, 0, 0, namespace)
+        _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr")
+        _check(
+            _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
+            "move_mount",
+            str(target),
+        )
+    finally:
+        os.close(tree)
 
 
 def attach_loop_device(image_fd: int) -> tuple[str, int]:

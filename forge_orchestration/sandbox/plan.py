@@ -18,13 +18,15 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
     """A read-only file or folder of the host inside the sandbox.
 
     `device` and `inode` are those of the file that was checked and hashed: before the command starts, the supervisor
-    compares them with what is really mounted, so that a path swapped in between is noticed.
+    compares them with what is really mounted, so that a path swapped in between is noticed. `owner` are user and group of
+    what nobody else may read: the execution's own uid is made to pass for them, on this mount alone.
     """
 
     source: str
     target: str
     device: int
     inode: int
+    owner: tuple[int, int] | None = None
 
 
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,6 +70,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         "params": {"resolution": 1, "mode": "fast", "copy": 3, "schema": True},
         "limits": {
             "memory": "300MiB", "cpus": 1.0, "pids": 100, "wall_time": "30min", "grace": "5s", "scratch": "2GiB", "log": "64MiB",
+            "files": 131_072, "open_files": 4096,
         },
     }  # fmt: skip
     fields = field.config_type.fields

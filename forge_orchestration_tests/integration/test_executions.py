@@ -13,6 +13,7 @@ import pytest
 import forge_orchestration
 from forge_orchestration import EndReason, ExecutionRecord, SpecError
 from forge_orchestration.model.messages import Message
+from forge_orchestration_tests.conftest import prerequisite
 
 
 class Recorder:
@@ -162,3 +163,28 @@ def test_what_is_refused_leaves_nothing(forge_home: Path) -> None:
     with pytest.raises(SpecError, match="no command"):
         forge_orchestration.run([])
     assert set((forge_home / "executions").iterdir()) == before
+
+
+def test_an_input_that_only_its_owner_may_read(forge_home: Path, tmp_path: Path) -> None:
+    """As root: read by the execution's uid on its own mount, and by no other uid anywhere; its mode and owner stay."""
+    prerequisite(os.geteuid() == 0, "executions have a uid of their own as root only")
+    secret, folder = tmp_path / "secret", tmp_path / "folder"
+    folder.mkdir(mode=0o700)
+    for path in (secret, folder / "inside"):
+        path.write_text(f"content of {path.name}\n")
+        path.chmod(0o600)
+        os.chown(path, 4711, 4712)
+    os.chown(folder, 4711, 4712)
+    record = forge_orchestration.run(
+        [
+            "sh",
+            "-c",
+            "cat $FORGE_INPUTS/secret $FORGE_INPUTS/folder/inside; echo x >> $FORGE_INPUTS/secret; touch $FORGE_INPUTS/folder/new",
+        ],
+        inputs={"secret": str(secret), "folder": str(folder)},
+    )
+    assert Path(record.logs["stdout"].path).read_text() == "content of secret\ncontent of inside\n"
+    complaints = Path(record.logs["stderr"].path).read_text()
+    assert complaints.count("Read-only file system") == 2 and record.end_reason == "nonzero_exit"
+    assert [(path.stat().st_mode & 0o777, path.stat().st_uid) for path in (secret, folder)] == [(0o600, 4711), (0o700, 4711)]
+    assert secret.read_text() == "content of secret\n" and os.listdir(folder) == ["inside"]

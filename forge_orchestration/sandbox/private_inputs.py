@@ -1,0 +1,64 @@
+"""Inputs that their owner alone may read, for an execution that has a uid of its own.
+
+Copying them would cost room and time, and making them readable would show them to others. Instead the supervisor mounts each,
+in its own mount namespace, with the execution's uid in the place of the owner's (an idmapped mount): on that mount, and nowhere
+else, the execution is the owner, and the mount is read-only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+
+
+@contextmanager
+def readable_inputs(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterator[LaunchPlan]:
+    """The plan with sources that `identity` can read; what was mounted for it is unmounted at the end.
+
+    Args:
+        folder: Where mount points can be made that nobody else enters.
+
+    Raises:
+        SandboxError: The file system of an input knows no such mounts, or the input is not the one that was checked any more.
+    """
+    private = [bind for bind in plan.binds if bind.owner is not None]
+    if identity.mode != "own_uid" or not private:
+        yield plan
+        return
+    points: list[Path] = []
+    try:
+        mounted = {bind.target: _mounted(bind, identity, folder / f"input-{number}", points) for number, bind in enumerate(private)}
+        yield msgspec.structs.replace(plan, binds=tuple(mounted.get(bind.target, bind) for bind in plan.binds))
+    finally:
+        for point in points:
+            linux.unmount(point)
+
+
+def _mounted(bind: Bind, identity: Identity, point: Path, points: list[Path]) -> Bind:
+    assert bind.owner is not None
+    source = os.open(bind.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.path.isdir(f"/proc/self/fd/{source}"):
+            point.mkdir(mode=0o700)
+        else:
+            point.touch(mode=0o600)
+        with linux.user_namespace(uids=(bind.owner[0], identity.uid), gids=(bind.owner[1], identity.gid)) as namespace:
+            linux.mount_idmapped(source, point, namespace)
+        points.append(point)
+    except OSError as error:
+        raise SandboxError(
+            f"Input {bind.source} can be read by its owner alone, and cannot be shown to an execution: {error.strerror}.",
+            f"Its file system knows no idmapped mounts. Let others read it (chmod o+r {bind.source}), or put it elsewhere.",
+        ) from error
+    finally:
+        os.close(source)
+    return msgspec.structs.replace(bind, source=os.fspath(point))
