@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import forge_orchestration
-from forge_orchestration_tests.conftest import Forge
+from forge_orchestration_tests.conftest import Forge, prerequisite
 from forge_orchestration_tests.security.arena import LIMITS, Arena, Outcome, StillOpen, closed
 
 AS_ROOT = os.geteuid() == 0
@@ -226,6 +227,7 @@ def test_each_execution_has_a_uid_of_its_own(arena: Arena, forge: Forge) -> None
 @pytest.mark.xfail(raises=StillOpen, strict=True, reason="git obeys the configuration of the repository that it looks at")
 def test_a_hostile_repository(arena: Arena, tmp_path: Path) -> None:
     """An analysis' folder is a git repository whose configuration names a program; Forge asks git about the folder, outside."""
+    prerequisite(shutil.which("git"), "git is not installed")
     folder = tmp_path / "analysis"
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     (folder / "analysis.yaml").write_text("description: hostile\nruntime: forge-python\ncommand: [python, attack.py]\n")

@@ -1,6 +1,6 @@
 """Locks files that it shares with the host and with others, so that whoever honours the lock waits for ever.
 
-From: sandbox notes of `isolate`; HDF5 and SQLite refuse a file that is locked.
+From: a channel that few sandboxes close. HDF5 and SQLite refuse a file that is locked.
 """
 
 import fcntl
