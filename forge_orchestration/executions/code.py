@@ -41,6 +41,7 @@ def check_code(folder: Path) -> None:
 def snapshot_code(folder: Path, target: Path) -> CodeFacts:
     """Copy the plain files of `folder` to `target`, readable by every user, and say what they are."""
     digest = hashlib.sha256()
+    copied: dict[bytes, Path] = {}
     target.mkdir(mode=0o755)
     os.chmod(target, 0o755)  # whatever the umask
     for path in _files(folder):
@@ -54,7 +55,8 @@ def snapshot_code(folder: Path, target: Path) -> CodeFacts:
         with open(copy, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(msgspec.json.encode([os.fsencode(relative).hex(), content]))
-    commit, dirty = _git(folder)
+        copied[os.fsencode(relative)] = copy
+    commit, dirty = _git(folder, copied)
     return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty)
 
 
@@ -66,17 +68,35 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _git(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the repository that holds `folder`, and whether `folder` differs from it; nothing where git knows nothing."""
+def _git(folder: Path, copied: dict[bytes, Path]) -> tuple[str | None, bool | None]:
+    """Commit of the repository that holds `folder`, and whether `copied` differs from it; nothing where git knows nothing.
+
+    The folder is not trusted, and neither is its repository: `git status` would run what its configuration names (monitors,
+    filters). Only objects are read, which runs nothing, and compared here.
+
+    Args:
+        copied: The files by their path beneath `folder`.
+    """
     try:
-        head = _run_git(folder, "rev-parse", "HEAD")
-        return head.strip(), bool(_run_git(folder, "status", "--porcelain", "--", ".").strip())
-    except (OSError, subprocess.SubprocessError):
+        head = _run_git(folder, "rev-parse", "HEAD").decode().strip()
+        committed: dict[bytes, str] = {}
+        for line in _run_git(folder, "ls-tree", "-r", "-z", "HEAD").split(b"\0"):
+            facts, _, path = line.partition(b"\t")
+            if facts.startswith(b"100") and not _LEFT_OUT & set(os.fsdecode(path).split("/")):  # plain files, as they are copied
+                committed[path] = facts.split()[2].decode()
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None, None
+    algorithm = "sha256" if len(head) == 64 else "sha1"
+    return head, committed != {path: _blob_name(copy, algorithm) for path, copy in copied.items()}
 
 
-def _run_git(folder: Path, *arguments: str) -> str:
+def _blob_name(path: Path, algorithm: str) -> str:
+    data = path.read_bytes()
+    return hashlib.new(algorithm, b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _run_git(folder: Path, *arguments: str) -> bytes:
+    # no protocol: an object that is missing is not fetched by a command that the repository names
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/"), "GIT_ALLOW_PROTOCOL": "none"}
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, errors="replace", timeout=20, stdin=subprocess.DEVNULL
-    ).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, env=environment).stdout

@@ -29,15 +29,18 @@ class MessageParser:
     def __init__(self, caps: MessageSettings) -> None:
         self._caps = caps
         self._rest = b""
-        self._count = 0
+        self._count = self._bytes = 0
         self._opened = self._closed = False
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete with `data`.
 
         Raises:
-            MessageViolation: A line is too long, no JSON, of an unknown kind, or one too many.
+            MessageViolation: A line is too long, no JSON, of an unknown kind, one too many, or there is too much of them.
         """
+        self._bytes += len(data)  # blank lines too: reading them costs as much
+        if self._bytes > self._caps.max_bytes:
+            raise MessageViolation(f"More than {self._caps.max_bytes} bytes of messages.")
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > self._caps.max_line_bytes:
             raise MessageViolation(f"A message is longer than {self._caps.max_line_bytes} bytes.")

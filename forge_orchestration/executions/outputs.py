@@ -20,6 +20,7 @@ from forge_orchestration.settings import OutputSettings
 
 _CHUNK = 1 << 20
 _MAX_PATH_BYTES = 2048  # the kernel takes 4096 at once, and the execution's own folder comes before it
+_MAX_SHOWN = 200  # a record may list thousands of them
 _KINDS = {
     stat.S_ISLNK: "a link", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device",
 }  # fmt: skip
@@ -46,6 +47,8 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
     outputs: list[OutputFacts] = []
     rejected: list[RejectedOutput] = []
     left = max_bytes
+    # an ordinary user's execution is the same user, and may have closed it; nothing of it runs any more
+    os.chmod(source, 0o700)
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for path, parent_fd, name, why in _walk(root, caps):
@@ -160,4 +163,5 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
 def shown(path: bytes) -> str:
     """A path for people and JSON: what is not UTF-8 or not printable is written with backslash escapes."""
     text = path.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    whole = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return whole if len(whole) <= _MAX_SHOWN else f"{whole[: _MAX_SHOWN // 2]} ... {whole[-_MAX_SHOWN // 2 :]}"

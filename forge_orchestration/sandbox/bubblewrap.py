@@ -19,6 +19,8 @@ from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
 _MADE_BY_BUBBLEWRAP = ("mnt", "pid", "ipc", "uts", "net")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _MASKED = ("/proc/keys", "/proc/key-users")
 
 
@@ -67,12 +69,17 @@ def _system(plan: LaunchPlan) -> list[str]:
         argv += ["--ro-bind", path, path]
     for path, target in plan.system_links.items():
         argv += ["--symlink", target, path]
-    argv += ["--proc", "/proc", "--dev", "/dev"]
+    # not bubblewrap's own /dev: its terminals come out of one stock for all sandboxes
+    argv += ["--proc", "/proc", "--perms", "0755", "--tmpfs", "/dev"]
+    for name in _DEVICES:
+        argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for name, target in _DEVICE_LINKS.items():
+        argv += ["--symlink", target, f"/dev/{name}"]
     for path in _MASKED:
         if os.path.exists(path):
             argv += ["--ro-bind", "/dev/null", path]
     # shared memory counts as memory, so its size is the memory limit
-    argv += ["--perms", "1777", "--size", str(plan.limits.memory_bytes), "--tmpfs", "/dev/shm"]
+    argv += ["--perms", "1777", "--size", str(plan.limits.memory_bytes), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     return argv
 
 

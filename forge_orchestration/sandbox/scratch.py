@@ -78,14 +78,13 @@ class Workspace(ABC):
 
     def _make_folders(self, identity: Identity) -> None:
         os.mkfifo(self.messages, 0o600)
-        made = [self.messages]
         for name in WORKSPACE:
-            made.append(self.folder / name)
-            os.mkdir(made[-1], 0o700)
+            os.mkdir(self.folder / name, 0o700)
+            if identity.mode == "own_uid":
+                os.chown(self.folder / name, identity.uid, identity.gid)
         if identity.mode == "own_uid":
-            for path in made:
-                os.chown(path, identity.uid, identity.gid)
-            os.chmod(self.messages, 0o200)  # the analysis may add to it, and not read what it or its helpers wrote
+            # not its own: the analysis may add to it, and not read what it or its helpers wrote, nor change that
+            os.chmod(self.messages, 0o622)
 
 
 class LoopWorkspace(Workspace):

@@ -28,7 +28,7 @@ REFUSED = {
     ),
     "other processes": ("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp"),
     "keyrings": ("keyctl", "add_key", "request_key"),
-    "kernel programs": ("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register"),
+    "kernel programs": ("bpf", "perf_event_open", "userfaultfd", "io_setup", "io_uring_setup", "io_uring_enter", "io_uring_register"),
     "the machine": (
         "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "iopl", "ioperm",
         "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "syslog", "acct", "sethostname", "setdomainname",

@@ -29,8 +29,8 @@ from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.child import Child, start_child
 from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.sandbox.input_mounts import mounted_inputs
 from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.sandbox.private_inputs import readable_inputs
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
 from forge_orchestration.sandbox.standby import Prepared, prepare
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
@@ -111,12 +111,11 @@ class Supervisor:
         self._update(cleanup=cleanup, **self._verdict)
 
     def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
-        with readable_inputs(self._plan, identity, workspace.folder) as plan:
-            self._execute_plan(plan, identity, group, workspace, scratch)
+        with mounted_inputs(self._plan, identity, workspace.folder) as self._plan:
+            self._execute_plan(identity, group, workspace, scratch)
 
-    def _execute_plan(
-        self, plan: LaunchPlan, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]
-    ) -> None:
+    def _execute_plan(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
+        plan = self._plan
         logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
         place, messages = os.fspath(workspace.folder), os.fspath(workspace.messages)
         with start_child(
@@ -209,7 +208,7 @@ class Supervisor:
                 elif fd == standing:
                     poll.unregister(fd)
                     child.enter()
-                    bubblewrap.verify_tree(self._plan, child.inner_pid)  # while the command-to-be goes in
+                    bubblewrap.verify_tree(plan, child.inner_pid)  # while the command-to-be goes in
                 elif fd == channel:
                     heard = child.hear()
                     if heard is not None:

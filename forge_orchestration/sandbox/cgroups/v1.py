@@ -24,6 +24,7 @@ from forge_orchestration.sandbox.cgroups.base import (
 
 # a group that was refused memory by its own limit has been within one huge page or so of it; some kernels no longer count failcnt
 _NEAR = 0.97
+_SOCKET_SHARE, _LEAST_SOCKET_BYTES = 16, 2**20
 # not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms a controller)
 JOIN_FILE = "tasks"
 CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
@@ -65,6 +66,11 @@ class CgroupV1(Cgroup):
         elif (swappiness := memory / "memory.swappiness").exists():
             write(swappiness, "0")
             expect("swappiness", swappiness, 0, int(read(swappiness)))
+        if (sockets := memory / "memory.kmem.tcp.limit_in_bytes").exists():
+            # counted apart on v1, and only if there is a limit; past it they become slow and then refuse
+            share = page_rounded(max(_LEAST_SOCKET_BYTES, size // _SOCKET_SHARE))
+            write(sockets, str(share))
+            expect("socket memory", sockets, share, int(read(sockets)))
         write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
         write(cpu / "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * CPU_PERIOD_US))))
         write(pids / "pids.max", str(limits.pids))

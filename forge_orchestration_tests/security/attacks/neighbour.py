@@ -33,7 +33,7 @@ while not os.path.exists("/forge/inputs/folder/stop"):
         with contextlib.suppress(BlockingIOError):
             one.accept()
             sys.exit("somebody connected")
-    if len([name for name in os.listdir("/proc") if name.isdigit()]) != 2:
+    if len([name for name in os.listdir("/proc") if name.isdigit()]) != 3:
         sys.exit("there is another process")
     beat += 1
     print(beat, flush=True)

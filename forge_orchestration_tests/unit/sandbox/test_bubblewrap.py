@@ -93,7 +93,9 @@ def test_only_the_workspace_and_the_message_pipe_can_be_written(plan: LaunchPlan
         view.CHECKPOINT: "/work-ö/checkpoint", "/tmp": "/work-ö/tmp",
         view.MESSAGES: "/work-ö/messages",
     }  # fmt: skip
-    assert not {"--dev-bind", "--bind-try", "--overlay"} & set(argv)
+    assert not {"--bind-try", "--overlay", "--dev"} & set(argv)
+    devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
+    assert set(pairs(argv, "--dev-bind")) == {(device, device) for device in devices}
     read_only = pairs(argv, "--ro-bind")
     for bind in plan.binds:
         assert (bind.source, bind.target) in read_only
@@ -101,8 +103,8 @@ def test_only_the_workspace_and_the_message_pipe_can_be_written(plan: LaunchPlan
 
 def test_the_root_is_read_only_once_everything_is_in_it(plan: LaunchPlan, identity: Identity) -> None:
     own = arguments(plan, identity)
-    remount = own.index("--remount-ro")
-    assert own[remount + 1] == "/"
+    assert pairs(own, "--remount-ro", 1) == [("/dev",), ("/",)]
+    remount = len(own) - 1 - own[::-1].index("--remount-ro")
     mounts = [
         at for at, word in enumerate(own) if word in ("--bind", "--ro-bind", "--tmpfs", "--proc", "--dev", "--file", "--symlink")
     ]
