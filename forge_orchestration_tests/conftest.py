@@ -186,7 +186,17 @@ def leftovers(home: Path) -> list[str]:
         for claim in Path("/run/forge/uids").iterdir():
             if (named := claim.read_bytes().decode(errors="replace")) in ids and named:
                 found.append(f"claim on uid {claim.name} by {named}")
-    return found
+    return found + [f"place of {one} among those that run or wait" for one in _places(home) if one in ids]
+
+
+def _places(home: Path) -> Iterator[str]:
+    from forge_orchestration.errors import ForgeError
+    from forge_orchestration.executors.admission import ledger_of
+    from forge_orchestration.settings import load_settings
+
+    with contextlib.suppress(ForgeError):  # a test may have broken its settings
+        # what a killed process claims is dropped by whoever needs the room
+        yield from (claim.execution_id for claim in ledger_of(load_settings(home)).read().claims if claim.is_held())
 
 
 def _execution_ids(home: Path) -> set[str]:
