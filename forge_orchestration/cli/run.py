@@ -114,7 +114,7 @@ class _Terminal:
         if self._progress:
             runtime = record.runtime.name if record.runtime else "?"
             print(f"{record.analysis}: execution {record.execution_id} in {runtime}", file=sys.stderr)
-        if record.message and (self._progress or self._in_place):  # it waits
+        if record.status == "queued" and record.message and (self._progress or self._in_place):
             print(record.message, file=sys.stderr, flush=True)
 
     def on_log(self, stream: str, data: bytes) -> None:
