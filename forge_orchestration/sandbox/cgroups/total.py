@@ -20,9 +20,9 @@ from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.sandbox.cgroups.base import CPU_PERIOD_US, page_rounded, read, write
 from forge_orchestration.sandbox.cgroups.find import REMEDY, SLICE, CgroupSite
 
-_ALLOWANCE = 1 / 16  # of a slice's memory and processes, and what is added to that: for spawners and supervisors
+_ALLOWANCE = 1 / 16  # of a slice's memory and processes, and what is added to that: for spawners, supervisors and bubblewrap
 _ALLOWANCE_BYTES = 256 * 2**20
-_ALLOWANCE_PIDS = 512
+_ALLOWANCE_PIDS = 1024
 _TIMEOUT_S = 30.0
 # by version: mount and file of each limit
 _FILES = {
