@@ -148,7 +148,7 @@ def other_forge(forge_home: Path, tmp_path: Path) -> Forge:
 def nothing_is_left() -> Iterator[None]:
     """Set up before every other fixture, so that this looks when all of them are done."""
     yield
-    _close_own_spawners()
+    close_own_spawners()
     deadline = time.monotonic() + _ENDING_S
     left = [one for home in _homes for one in leftovers(home)]
     while left and time.monotonic() < deadline:
@@ -158,7 +158,7 @@ def nothing_is_left() -> Iterator[None]:
         pytest.fail("left behind by this session:\n  " + "\n  ".join(left), pytrace=False)
 
 
-def _close_own_spawners() -> None:
+def close_own_spawners() -> None:
     """A test that used `forge_orchestration.run` in this process made a spawner, which ends with this process or now."""
     if (local := sys.modules.get("forge_orchestration.executors.local")) is not None:
         for spawner in local.LocalExecutor._spawners.values():
