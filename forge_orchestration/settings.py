@@ -7,6 +7,7 @@ Nothing else in Forge reads the environment for its configuration.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -183,8 +184,11 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     values["home"] = str(home)
     capacity = updated_capacity(_host_capacity(), raw.get("capacity", {}), f"[capacity] of {path}")
     maximum = updated_limits(_host_maximum(capacity), raw.get("maximum", {}), f"[maximum] of {path}")
-    # a default that nobody wrote is never more than what is allowed
-    lowered = Limits(**{name: min(getattr(Limits(), name), getattr(maximum, name)) for name in Limits.__struct_fields__})
+    # a default that nobody wrote is never more than what is allowed, or than what there is
+    there = {name: getattr(capacity, name, None) or math.inf for name in Limits.__struct_fields__}
+    lowered = Limits(
+        **{name: min(getattr(Limits(), name), getattr(maximum, name), there[name]) for name in Limits.__struct_fields__}
+    )
     values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
     values["capacity"] = msgspec.to_builtins(capacity)

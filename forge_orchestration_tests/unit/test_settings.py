@@ -76,6 +76,12 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert settings.supervision.on_controller_loss == "continue" and settings.runtime_max_age_s == 5
 
 
+def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "[capacity]\nmemory = '1GiB'\npids = 50\n[maximum]\nmemory = '4GiB'\npids = 90"))
+    assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 50)
+    assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 90)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
