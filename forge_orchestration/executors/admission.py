@@ -22,7 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.errors import BackendUnavailableError, HostError
+from forge_orchestration.errors import BackendUnavailableError, ForgeError, HostError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.capacity import COUNTED, Capacity, check_capacity
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux
@@ -48,7 +49,7 @@ class Claim(msgspec.Struct, kw_only=True):
         limits: What it asks for.
         capacity: What its own deployment gives to all.
         pid, start_time: Its controller.
-        folder: The execution's; it names the supervisor, once there is one.
+        folder: The execution's; its record names the supervisor, once there is one.
         group: A cgroup folder of the execution.
         granted: Whether it may run.
     """
@@ -66,7 +67,9 @@ class Claim(msgspec.Struct, kw_only=True):
 
     def is_held(self) -> bool:
         """Whether somebody stands behind it: its supervisor, before there is one its controller, or a process of its group."""
-        supervisor = read_supervisor(Path(self.folder))
+        supervisor = None
+        with contextlib.suppress(ForgeError):  # a record that cannot be read names none
+            supervisor = read_supervisor(ExecutionFolder(Path(self.folder).parent, self.execution_id))
         if supervisor is not None and supervisor.is_alive:
             return True
         if supervisor is None and linux.start_time(self.pid) == self.start_time:

@@ -14,6 +14,7 @@ import pytest
 
 import forge_orchestration
 from forge_orchestration import BackendUnavailableError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executors.admission import Ledger, ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
@@ -262,7 +263,7 @@ def test_a_controller_killed_while_it_waits_leaves_nothing(crowded: Forge, gate:
 def test_controller_and_supervisor_killed_while_it_runs_hold_nothing_back(crowded: Forge, gate: Path) -> None:
     with crowded.started(*held(gate)) as first:
         record = nth(crowded, 0, "running")
-        supervisor = read_supervisor(crowded.home / "executions" / record.execution_id)
+        supervisor = read_supervisor(ExecutionFolder(crowded.home / "executions", record.execution_id))
         assert supervisor is not None
         first.kill()
         supervisor.send(signal.SIGKILL)

@@ -14,10 +14,12 @@ import msgspec
 import pytest
 
 from forge_orchestration.errors import BackendUnavailableError, HostError, SpecError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executors import admission
 from forge_orchestration.executors.admission import Admission, Book, Claim, Ledger, ledger_of
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
@@ -27,11 +29,13 @@ from forge_orchestration_tests.conftest import wait_until
 CAPACITY = Capacity(memory_bytes=100, pids=1000)
 
 
-def claim(name: str, memory: int = 10, *, priority: int = 0, capacity: Capacity = CAPACITY, **limits: float) -> Claim:
+def claim(
+    name: str, memory: int = 10, *, priority: int = 0, capacity: Capacity = CAPACITY, folder: str = "/nowhere", **limits: float
+) -> Claim:
     """Of a process that lives: this one."""
     return Claim(
         execution_id=name, priority=priority, limits=Limits(memory_bytes=memory, **limits), capacity=capacity, pid=os.getpid(),
-        start_time=linux.start_time(os.getpid()) or 0, folder="/nowhere", group="/nowhere",
+        start_time=linux.start_time(os.getpid()) or 0, folder=folder, group="/nowhere",
     )  # fmt: skip
 
 
@@ -175,11 +179,14 @@ class TestWhoIsCounted:
 
     @pytest.mark.parametrize("alive", [True, False])
     def test_once_there_is_a_supervisor_its_life_counts(self, tmp_path: Path, alive: bool) -> None:
+        folder = ExecutionFolder(tmp_path, "20260102T030405678-9f86d081")
+        folder.create()
+        assert claim(folder.id, folder=str(folder.path)).is_held(), "there is no record yet"
         start = (linux.start_time(os.getpid()) or 0) + (not alive)
         supervisor = SupervisorIdentity(pid=os.getpid(), start_time=start, boot_id=linux.boot_id())
-        (tmp_path / "supervisor.json").write_bytes(msgspec.json.encode(supervisor))
-        assert self.dead("a", folder=str(tmp_path)).is_held() is alive
-        living_controller = msgspec.structs.replace(claim("a"), folder=str(tmp_path))
+        folder.write_record(ExecutionRecord(execution_id=folder.id, analysis="x", native_id=supervisor.native_id))
+        assert self.dead(folder.id, folder=str(folder.path)).is_held() is alive
+        living_controller = claim(folder.id, folder=str(folder.path))
         assert living_controller.is_held() is alive
 
     @pytest.mark.parametrize(("procs", "held"), [("17\n", True), ("", False)])
