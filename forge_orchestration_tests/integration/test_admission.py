@@ -44,7 +44,7 @@ def crowded(other_forge: Forge) -> Iterator[Forge]:
         close_own_spawners()
         site = find_site(own)
         for folder in (*site.folders("executions"), *site.folders("supervisors"), *site.folders("")):
-            wait_until(f"the last process of {folder}", lambda folder=folder: _remove(folder))
+            wait_until(f"the last process of {folder}", lambda folder=folder: _remove(folder), PATIENCE_S)
 
 
 def claims(forge: Forge) -> list[str]:
@@ -88,7 +88,7 @@ def nth(forge: Forge, number: int, status: str) -> ExecutionRecord:
 
 def waiting(forge: Forge, number: int) -> ExecutionRecord:
     """Likewise, once it is known to wait."""
-    return wait_until("what it waits for", lambda: one if (one := nth(forge, number, "queued")).message else None)
+    return wait_until("what it waits for", lambda: one if (one := nth(forge, number, "queued")).message else None, PATIENCE_S)
 
 
 def held(gate: Path, then: str = "") -> tuple[str, ...]:
@@ -299,7 +299,7 @@ class TestHostPressure:
             record = nth(forge, 0, "running")
             source = Path(record.enforced[file].source)
             log = Path(record.logs["stdout"].path)
-            wait_until("the script to hold", lambda: "ready" in log.read_text())
+            wait_until("the script to hold", lambda: "ready" in log.read_text(), PATIENCE_S)
             (source.parent.parent / source.name).write_text(str(value))
             (gate / "open").touch()
             assert process.wait(timeout=PATIENCE_S) == 5
