@@ -313,8 +313,8 @@ class TestHostPressure:
 
     def test_memory_after_its_cache_was_at_its_own_limit(self, crowded: Forge, gate: Path) -> None:
         """Its own limit stood in the way all the time, and the kernel made room: that is no reason to be killed."""
-        script = f"head -c 400M /dev/zero > big; cat big > /dev/null; echo ready; {HOLD} exec python -c 'bytearray(150 << 20)'"
-        record = self.above(crowded, gate, script, "memory_bytes", 64 << 20, "--scratch", "500MiB")
+        script = f"head -c 260M /dev/zero > big; cat big > /dev/null; echo ready; {HOLD} exec python -c 'bytearray(150 << 20)'"
+        record = self.above(crowded, gate, script, "memory_bytes", 64 << 20, "--scratch", "400MiB")
         assert record.end_reason is EndReason.HOST_PRESSURE, record.message
         peak = record.usage.peak_memory_bytes
         assert peak is not None and peak.value > 190 << 20, "the cache was at the limit"
