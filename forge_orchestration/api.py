@@ -38,6 +38,8 @@ def run(
     env: Mapping[str, str] | None = None,
     threads: int | None = None,
     seed: int | None = None,
+    priority: int | None = None,
+    wait_for_room: bool = True,
     check: bool = False,
     listener: Listener | None = None,
     cancel: threading.Event | None = None,
@@ -46,12 +48,14 @@ def run(
 
     Args:
         what: Name of an analysis, path of an analysis folder (with a `/`), a command as a list of words, or a complete spec
-            (every other argument but `check`, `listener` and `cancel` is then left out).
+            (every other argument but `wait_for_room`, `check`, `listener` and `cancel` is then left out).
         runtime: Name of a runtime; default: the analysis' own, or `forge-python` for a command.
         inputs: Path by name; each is seen at `/forge/inputs/<name>`.
         outputs: Patterns beneath `/forge/outputs` that must match (a mapping gives them names); only for a command.
         limits: As in `analysis.yaml`: `{"memory": "2GiB", "cpus": 1, "wall_time": "30min"}`.
         env: Environment variables; only for a command.
+        priority: Of those that wait for room, the highest is first.
+        wait_for_room: Wait in the queue while other executions take what it needs; else raise `BackendUnavailableError`.
         check: Raise `ExecutionFailed` unless it succeeded.
         cancel: Set it from another thread to end the execution.
 
@@ -72,14 +76,14 @@ def run(
             raise SpecError(f"Outputs and environment of analysis '{what}' are declared in its analysis.yaml.")
         spec = spec_from_definition(
             load_definition(what, engine.settings), engine.settings, runtime=runtime, executor=executor, inputs=inputs,
-            params=params, limits=limits, threads=threads, seed=seed, asked_by="caller",
+            params=params, limits=limits, threads=threads, seed=seed, priority=priority, asked_by="caller",
         )  # fmt: skip
     else:
         spec = command_spec(
             what, engine.settings, runtime=runtime, executor=executor, inputs=inputs, outputs=outputs, params=params,
-            limits=limits, env=env, threads=threads, seed=seed, asked_by="caller",
+            limits=limits, env=env, threads=threads, seed=seed, priority=priority, asked_by="caller",
         )  # fmt: skip
-    record = engine.run(spec, listener=listener, cancel=cancel)
+    record = engine.run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
     if check and not record.succeeded:
         raise ExecutionFailed(record)
     return record
@@ -98,6 +102,7 @@ def command_spec(
     env: Mapping[str, str] | None = None,
     threads: int | None = None,
     seed: int | None = None,
+    priority: int | None = None,
     asked_by: str = "caller",
 ) -> AnalysisSpec:
     """A request to run a bare command; arguments as those of `run`.
@@ -106,7 +111,13 @@ def command_spec(
         SpecError: The request is wrong.
         RuntimeCatalogError: The runtime is unknown.
     """
-    from forge_orchestration.analyses.checks import check_command, check_count, check_environment, check_output_pattern
+    from forge_orchestration.analyses.checks import (
+        check_command,
+        check_count,
+        check_environment,
+        check_output_pattern,
+        check_priority,
+    )  # fmt: skip
     from forge_orchestration.executions.inputs import check_input_name
     from forge_orchestration.model.limits import check_limits, updated_limits
     from forge_orchestration.model.spec import AnalysisSpec
@@ -136,6 +147,7 @@ def command_spec(
         env=dict(env or {}),
         threads=check_count("threads", 1 if threads is None else threads, 1),
         seed=check_count("seed", 0 if seed is None else seed, 0),
+        priority=check_priority(priority or 0),
         chosen_by={"runtime": asked_by if runtime else "default", "executor": asked_by if executor else "default"},
     )
 

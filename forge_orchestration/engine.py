@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from forge_orchestration.errors import ForgeError, SpecError, StoreError
+from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
 from forge_orchestration.executions.store import Store
+from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import AnalysisExecutor, ExecutionHandle, PreparedExecution
 from forge_orchestration.executors.registry import make_executor
 from forge_orchestration.model.limits import check_limits
@@ -27,6 +30,7 @@ from forge_orchestration.runtimes.catalog import ResolvedRuntime
 from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings, make_home
 
+_Resolved = tuple[ResolvedRuntime, tuple[ResolvedInput, ...]]
 _LOOK_S = 0.1
 _LEAST_ROOM_BYTES = 2**20  # for a record, its logs' beginnings, and the store
 
@@ -35,7 +39,7 @@ class Listener(Protocol):
     """Who wants to see an execution while it runs. Called from the thread that called `Engine.run`."""
 
     def on_started(self, record: ExecutionRecord) -> None:
-        """The execution has its id and its folder."""
+        """The execution has its id and its folder. If it is `queued` and has a message, that says what it waits for."""
 
     def on_log(self, stream: str, data: bytes) -> None:
         """New bytes of `stdout` or `stderr`, untrusted."""
@@ -80,6 +84,7 @@ class Engine:
         listener: Listener | None = None,
         cancel: threading.Event | None = None,
         runtime: ResolvedRuntime | None = None,
+        wait_for_room: bool = True,
     ) -> ExecutionRecord:
         """Run one analysis to its end and return its final record, whatever that end is.
 
@@ -89,6 +94,7 @@ class Engine:
         Args:
             cancel: Set it, from any thread, to end the execution with its grace.
             runtime: Use this one instead of the catalog's; for the self-test of a build that is not in the catalog yet.
+            wait_for_room: Whether it is queued while others take what it needs; else it is refused.
 
         Raises:
             ForgeError: Nothing was started: the request, the host or the runtime is at fault.
@@ -97,6 +103,25 @@ class Engine:
         executor = self.executor(spec.executor)
         executor.warm_up()
         check_limits(spec.limits, self.settings.maximum)
+        resolve = functools.partial(self._resolve, spec, executor, runtime)
+        chosen, inputs = resolve()
+        executor.check()
+        admission = executor.admission()
+        if admission is None:
+            return self._start(executor, spec, *self._open(spec, chosen, inputs), listener, cancel)
+        admission.check(spec.limits)
+        record, prepared = self._open(spec, chosen, inputs)
+        try:
+            if why := self._enter(admission, spec, prepared.folder, wait_for_room):
+                record, prepared = self._wait(admission, why, record, prepared, resolve, listener, cancel)
+                if record.status.is_final:
+                    return record
+            return self._start(executor, spec, record, prepared, listener, cancel, announced=bool(why))
+        finally:
+            admission.leave(record.execution_id)
+
+    def _resolve(self, spec: AnalysisSpec, executor: AnalysisExecutor, runtime: ResolvedRuntime | None) -> _Resolved:
+        """The runtime and the inputs, as they are now."""
         chosen = runtime or catalog.resolve(spec.runtime, self.settings)
         if chosen.runtime.kind not in executor.capabilities.runtime_kinds:
             raise SpecError(f"Executor '{spec.executor}' cannot use runtime '{spec.runtime}' of kind {chosen.runtime.kind}.")
@@ -104,32 +129,66 @@ class Engine:
             from forge_orchestration.executions.code import check_code  # a bare command need not wait for what it loads
 
             check_code(Path(spec.folder))
-        inputs = tuple(
+        return chosen, tuple(
             resolve_input(name, source, self.settings, chosen.site_packages, self.store) for name, source in spec.inputs.items()
         )
-        executor.check()
-        record, prepared = self._open(spec, chosen, inputs)
+
+    def _enter(self, admission: Admission, spec: AnalysisSpec, folder: ExecutionFolder, wait_for_room: bool) -> str:
+        """Claim a place; returns what it waits for, if it has to."""
+        try:
+            why = admission.enter(folder.id, spec.limits, spec.priority, folder.path)
+            if why and not wait_for_room:
+                raise BackendUnavailableError(f"There is no room for the execution now: {why}.", "Try again later, or let it wait.")
+        except BaseException:
+            self._forget(folder)
+            raise
+        return why
+
+    def _wait(
+        self, admission: Admission, why: str, record: ExecutionRecord, prepared: PreparedExecution,
+        resolve: Callable[[], _Resolved], listener: Listener | None, cancel: threading.Event | None,
+    ) -> tuple[ExecutionRecord, PreparedExecution]:  # fmt: skip
+        """Wait until the execution may start; its record is final then if it may not any more."""
+        folder = prepared.folder
+        try:
+            record = self._noted(record, folder, message=f"Waiting for room: {why}.")
+            if listener is not None:
+                listener.on_started(record)
+            if not admission.wait(folder.id, cancel):
+                return self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began."), prepared
+            # what was looked at when it came may have changed since
+            chosen, inputs = resolve()
+            facts = _runtime_facts(chosen, record.chosen_by)
+            record = self._noted(record, folder, message="", runtime=facts, inputs=[item.facts for item in inputs])
+        except ForgeError as error:
+            reason = EndReason.RUNTIME_UNHEALTHY if isinstance(error, RuntimeCatalogError) else EndReason.EXECUTOR_ERROR
+            return self._close_unstarted(record, prepared, reason, str(error)), prepared
+        except BaseException:
+            self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+            raise
+        return record, PreparedExecution(folder=folder, runtime=chosen, inputs=inputs)
+
+    def _start(
+        self, executor: AnalysisExecutor, spec: AnalysisSpec, record: ExecutionRecord, prepared: PreparedExecution,
+        listener: Listener | None, cancel: threading.Event | None, *, announced: bool = False,
+    ) -> ExecutionRecord:  # fmt: skip
         try:
             handle = executor.submit(spec, prepared)
         except ForgeError as error:
-            return self._close_unstarted(record, prepared, error)
-        return self._follow(executor, handle, prepared.folder, listener, cancel)
+            return self._close_unstarted(record, prepared, EndReason.EXECUTOR_ERROR, str(error))
+        return self._follow(executor, handle, prepared.folder, listener, cancel, announced)
 
     def _open(
         self, spec: AnalysisSpec, runtime: ResolvedRuntime, inputs: tuple[ResolvedInput, ...]
     ) -> tuple[ExecutionRecord, PreparedExecution]:
         """The execution's row, folder and first record."""
         folder = ExecutionFolder(self.settings.executions_dir, new_execution_id())
-        facts = runtime.runtime
         record = ExecutionRecord(
             execution_id=folder.id, analysis=spec.name, attempt=spec.attempt, previous_execution_id=spec.previous_execution_id,
             executor=spec.executor, host=os.uname().nodename, dagster_run_id=spec.dagster_run_id, dagster_step_key=spec.dagster_step_key,
-            runtime=RuntimeFacts(
-                name=facts.name, kind=facts.kind, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
-                verified_at=runtime.verified_at, chosen_by=spec.chosen_by.get("runtime", "default"), python=facts.python,
-            ),
-            command=spec.command, parameters=dict(spec.params), seed=spec.seed, threads=spec.threads, chosen_by=spec.chosen_by,
-            inputs=[item.facts for item in inputs], limits=spec.limits, queued_at=time.time(), folder=str(folder.path),
+            runtime=_runtime_facts(runtime, spec.chosen_by), command=spec.command, parameters=dict(spec.params), seed=spec.seed,
+            threads=spec.threads, chosen_by=spec.chosen_by, inputs=[item.facts for item in inputs], limits=spec.limits,
+            queued_at=time.time(), folder=str(folder.path),
             logs={stream: LogFacts(path=str(folder.log(stream))) for stream in ("stdout", "stderr")},
         )  # fmt: skip
         self._check_room()
@@ -152,13 +211,13 @@ class Engine:
 
     def _follow(
         self, executor: AnalysisExecutor, handle: ExecutionHandle, folder: ExecutionFolder, listener: Listener | None,
-        cancel: threading.Event | None,
+        cancel: threading.Event | None, announced: bool,
     ) -> ExecutionRecord:  # fmt: skip
         feed = _Feed(executor, handle, listener)
         look_s = _LOOK_S if listener is not None or cancel is not None else None
         canceled = False
         try:
-            if listener is not None:
+            if listener is not None and not announced:
                 listener.on_started(folder.read_record())
             while not executor.wait(handle, look_s).is_final:
                 feed.pass_on()
@@ -175,19 +234,23 @@ class Engine:
             self.store.save(record)
         return record
 
-    def _close_unstarted(self, record: ExecutionRecord, prepared: PreparedExecution, error: ForgeError) -> ExecutionRecord:
-        record = msgspec.structs.replace(
-            record,
-            status=EndReason.EXECUTOR_ERROR.status,
-            end_reason=EndReason.EXECUTOR_ERROR,
-            message=str(error),
-            ended_at=time.time(),
-        )
+    def _close_unstarted(
+        self, record: ExecutionRecord, prepared: PreparedExecution, reason: EndReason, message: str
+    ) -> ExecutionRecord:
+        changes = {"status": reason.status, "end_reason": reason, "message": message, "ended_at": time.time()}
         try:
-            prepared.folder.write_record(record)
-        except OSError as unwritten:
+            return self._noted(record, prepared.folder, **changes)
+        except StoreError:
             self._forget(prepared.folder)
-            raise _not_written(prepared.folder, unwritten) from error
+            raise
+
+    def _noted(self, record: ExecutionRecord, folder: ExecutionFolder, **changes: object) -> ExecutionRecord:
+        """The record with these changes, written and indexed."""
+        record = msgspec.structs.replace(record, **changes)
+        try:
+            folder.write_record(record)
+        except OSError as error:
+            raise _not_written(folder, error) from error
         self.store.save(record)
         return record
 
@@ -212,6 +275,14 @@ def _check_recordable(spec: AnalysisSpec) -> None:
         raise SpecError(
             f"The request cannot be recorded, because some of it is not UTF-8 text or a plain number: {error}."
         ) from error
+
+
+def _runtime_facts(runtime: ResolvedRuntime, chosen_by: Mapping[str, str]) -> RuntimeFacts:
+    facts = runtime.runtime
+    return RuntimeFacts(
+        name=facts.name, kind=facts.kind, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
+        verified_at=runtime.verified_at, chosen_by=chosen_by.get("runtime", "default"), python=facts.python,
+    )  # fmt: skip
 
 
 def _not_written(folder: ExecutionFolder, error: OSError) -> StoreError:

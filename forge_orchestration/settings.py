@@ -7,6 +7,7 @@ Nothing else in Forge reads the environment for its configuration.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.model.capacity import Capacity, updated_capacity
 from forge_orchestration.model.limits import Limits, updated_limits
 
 
@@ -68,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     home: Path
     defaults: Limits = Limits()
     maximum: Limits
+    capacity: Capacity
     allowed_input_roots: tuple[Path, ...] = ()
     analysis_folders: tuple[Path, ...] = ()
     runtime_folders: tuple[Path, ...] = ()
@@ -112,13 +115,22 @@ def forge_home() -> Path:
     return Path(data) / "forge"
 
 
-def _host_maximum() -> Limits:
-    """What a deployment allows when its settings do not say: as much as this host has."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _host_capacity() -> Capacity:
+    """What all executions may use together when the settings do not say: four fifths of the memory, half of the processes.
+
+    Processors are shared by weight and scratch grows with use, so neither is counted unless a deployment says so.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * 4 // 5 * os.sysconf("SC_PAGE_SIZE")
+    kernel = (int(Path("/proc/sys/kernel", name).read_text()) for name in ("pid_max", "threads-max"))
+    return Capacity(memory_bytes=memory, pids=min(kernel) // 2)
+
+
+def _host_maximum(capacity: Capacity) -> Limits:
+    """What a deployment allows one execution when its settings do not say: as much as it gives to all of them."""
     return Limits(
-        memory_bytes=memory, cpus=float(os.cpu_count() or 1), pids=32_768, wall_time_s=7 * 86_400.0,
-        grace_s=600.0, scratch_bytes=256 * 2**30, log_bytes=4 * 2**30,
-        files=16_777_216, open_files=1_048_576,
+        memory_bytes=capacity.memory_bytes, cpus=capacity.cpus or float(os.cpu_count() or 1), pids=min(32_768, capacity.pids),
+        wall_time_s=7 * 86_400.0, grace_s=600.0, scratch_bytes=min(256 * 2**30, capacity.scratch_bytes or 2**62),
+        log_bytes=4 * 2**30, files=16_777_216, open_files=1_048_576,
     )  # fmt: skip
 
 
@@ -131,7 +143,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 
 _KEYS = (
-    "defaults", "maximum", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
+    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
     "identity", "cgroup", "messages", "outputs", "supervision",
 )  # fmt: skip
 
@@ -166,16 +178,21 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     for key in raw:
         if key not in _KEYS:
             raise SpecError(f"Unknown key '{key}' in {path}.", f"The keys are: {', '.join(_KEYS)}.")
-    for section in ("defaults", "maximum"):
+    for section in ("defaults", "maximum", "capacity"):
         if not isinstance(raw.get(section, {}), dict):
             raise SpecError(f"'{section}' in {path} must be a table of limits.")
     values = dict(raw)
     values["home"] = str(home)
-    maximum = updated_limits(_host_maximum(), raw.get("maximum", {}), f"[maximum] of {path}")
-    # a default that nobody wrote is never more than what is allowed
-    lowered = Limits(**{name: min(getattr(Limits(), name), getattr(maximum, name)) for name in Limits.__struct_fields__})
+    capacity = updated_capacity(_host_capacity(), raw.get("capacity", {}), f"[capacity] of {path}")
+    maximum = updated_limits(_host_maximum(capacity), raw.get("maximum", {}), f"[maximum] of {path}")
+    # a default that nobody wrote is never more than what is allowed, or than what there is
+    there = {name: getattr(capacity, name, None) or math.inf for name in Limits.__struct_fields__}
+    lowered = Limits(
+        **{name: min(getattr(Limits(), name), getattr(maximum, name), there[name]) for name in Limits.__struct_fields__}
+    )
     values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
+    values["capacity"] = msgspec.to_builtins(capacity)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:
         settings = msgspec.convert(values, Settings, dec_hook=_decode_path)

@@ -148,7 +148,7 @@ def other_forge(forge_home: Path, tmp_path: Path) -> Forge:
 def nothing_is_left() -> Iterator[None]:
     """Set up before every other fixture, so that this looks when all of them are done."""
     yield
-    _close_own_spawners()
+    close_own_spawners()
     deadline = time.monotonic() + _ENDING_S
     left = [one for home in _homes for one in leftovers(home)]
     while left and time.monotonic() < deadline:
@@ -158,7 +158,7 @@ def nothing_is_left() -> Iterator[None]:
         pytest.fail("left behind by this session:\n  " + "\n  ".join(left), pytrace=False)
 
 
-def _close_own_spawners() -> None:
+def close_own_spawners() -> None:
     """A test that used `forge_orchestration.run` in this process made a spawner, which ends with this process or now."""
     if (local := sys.modules.get("forge_orchestration.executors.local")) is not None:
         for spawner in local.LocalExecutor._spawners.values():
@@ -186,7 +186,17 @@ def leftovers(home: Path) -> list[str]:
         for claim in Path("/run/forge/uids").iterdir():
             if (named := claim.read_bytes().decode(errors="replace")) in ids and named:
                 found.append(f"claim on uid {claim.name} by {named}")
-    return found
+    return found + [f"place of {one} among those that run or wait" for one in _places(home) if one in ids]
+
+
+def _places(home: Path) -> Iterator[str]:
+    from forge_orchestration.errors import ForgeError
+    from forge_orchestration.executors.admission import ledger_of
+    from forge_orchestration.settings import load_settings
+
+    with contextlib.suppress(ForgeError):  # a test may have broken its settings
+        # what a killed process claims is dropped by whoever needs the room
+        yield from (claim.execution_id for claim in ledger_of(load_settings(home)).read().claims if claim.is_held())
 
 
 def _execution_ids(home: Path) -> set[str]:

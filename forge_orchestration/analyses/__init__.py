@@ -10,7 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.analyses.checks import check_command, check_count, check_environment, check_output_pattern
+from forge_orchestration.analyses.checks import (
+    check_command,
+    check_count,
+    check_environment,
+    check_output_pattern,
+    check_priority,
+)  # fmt: skip
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.inputs import check_input_name
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
@@ -121,6 +127,7 @@ def _check(content: AnalysisDefinition, path: Path) -> None:
     check_environment(content.env, str(path))
     check_count("threads", content.threads, 1)
     check_count("seed", content.seed, 0)
+    check_priority(content.priority)
     for name, pattern in content.outputs.items():
         check_output_pattern(pattern, f"output '{name}' in {path}")
     updated_limits(Limits(), content.limits, str(path))
@@ -187,6 +194,7 @@ def spec_from_definition(
     inputs: Mapping[str, str] | None = None,
     threads: int | None = None,
     seed: int | None = None,
+    priority: int | None = None,
     asked_by: str = "op config",
     dagster_run_id: str | None = None,
     dagster_step_key: str | None = None,
@@ -243,6 +251,7 @@ def spec_from_definition(
         env=definition.env,
         threads=check_count("threads", threads if threads is not None else definition.threads, 1),
         seed=check_count("seed", seed if seed is not None else definition.seed, 0),
+        priority=check_priority(priority if priority is not None else definition.priority),
         chosen_by=chosen,
         dagster_run_id=dagster_run_id,
         dagster_step_key=dagster_step_key,

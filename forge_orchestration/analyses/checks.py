@@ -47,6 +47,17 @@ def check_environment(variables: Mapping[str, str], where: str) -> None:
             raise SpecError(f"The environment variable '{name}' in {where} is Forge's own.", "Choose another name.")
 
 
+def check_priority(value: object) -> int:
+    """A priority.
+
+    Raises:
+        SpecError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise SpecError(f"'priority' is {value!r}; it must be a whole number from -1000 to 1000.")
+    return value
+
+
 def check_count(what: str, value: object, least: int) -> int:
     """A whole number of at least `least`.
 

@@ -25,7 +25,10 @@ def list_executions(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise SpecError(f"--limit is {arguments.limit}; it must be at least 1.")
     settings = load_settings()
-    rows = _store(settings).list(limit=arguments.limit, status=arguments.status, analysis=arguments.analysis)
+    # the index has every unfinished one as queued
+    unfinished = arguments.status is not None and not Status(arguments.status).is_final
+    limit, status = (sys.maxsize, Status.QUEUED) if unfinished else (arguments.limit, arguments.status)
+    rows = _store(settings).list(limit=limit, status=status, analysis=arguments.analysis)
     for row in rows:
         if not Status(str(row["status"])).is_final:  # the index hears of an execution's begin and end; its record knows more
             with contextlib.suppress(ForgeError):
@@ -33,6 +36,8 @@ def list_executions(arguments: argparse.Namespace) -> int:
                 row.update(
                     status=record.status, end_reason=record.end_reason, started_at=record.started_at, ended_at=record.ended_at
                 )
+    if unfinished:
+        rows = [row for row in rows if row["status"] == arguments.status][: arguments.limit]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

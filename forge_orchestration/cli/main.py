@@ -102,6 +102,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", metavar="E", help="where to run it (default: local)")
     parser.add_argument("--seed", type=int, metavar="N", help="random seed, in $FORGE_SEED")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for numerical libraries")
+    parser.add_argument("--priority", type=int, metavar="N", help="of those that wait for room, the highest is first (default: 0)")
+    parser.add_argument("--no-wait", action="store_true", help="refuse to run it (exit status 5) rather than wait for room")
     parser.add_argument("--json", action="store_true", help="print the record as JSON, and nothing else, on stdout")
     limits = parser.add_argument_group("limits")
     for name, example, text in (

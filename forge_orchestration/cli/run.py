@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from forge_orchestration.cli.untrusted import UntrustedOutput
@@ -28,9 +30,9 @@ def run_analysis(arguments: argparse.Namespace) -> int:
     spec = spec_from_definition(
         load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, executor=arguments.executor,
         inputs=_pairs(arguments.input, "--input"), params=_pairs(arguments.param, "--param"), limits=_limits(arguments),
-        threads=arguments.threads, seed=arguments.seed, asked_by="command line",
+        threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, asked_by="command line",
     )  # fmt: skip
-    return _run(Engine(settings), spec, as_json=arguments.json, summary=True)
+    return _run(Engine(settings), spec, arguments, summary=True)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -41,9 +43,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     spec = command_spec(
         arguments.words, settings, runtime=arguments.runtime, executor=arguments.executor, inputs=_pairs(arguments.input, "--input"),
         outputs=arguments.output, limits=_limits(arguments), env=_pairs(arguments.env, "--env"), threads=arguments.threads,
-        seed=arguments.seed, asked_by="command line",
+        seed=arguments.seed, priority=arguments.priority, asked_by="command line",
     )  # fmt: skip
-    return _run(Engine(settings), spec, as_json=arguments.json, summary=False)
+    return _run(Engine(settings), spec, arguments, summary=False)
 
 
 def list_analyses(arguments: argparse.Namespace) -> int:
@@ -63,7 +65,7 @@ def list_analyses(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) -> int:
+def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, summary: bool) -> int:
     cancel, interrupted = threading.Event(), threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -73,7 +75,8 @@ def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) ->
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        record = _run_shown(engine, spec, cancel, as_json=as_json, summary=summary)
+        run = functools.partial(engine.run, spec, cancel=cancel, wait_for_room=not arguments.no_wait)
+        record = _run_shown(run, as_json=arguments.json, summary=summary)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -81,13 +84,13 @@ def _run(engine: Engine, spec: AnalysisSpec, *, as_json: bool, summary: bool) ->
     return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
 
 
-def _run_shown(engine: Engine, spec: AnalysisSpec, cancel: threading.Event, *, as_json: bool, summary: bool) -> ExecutionRecord:
+def _run_shown(run: Callable[..., ExecutionRecord], *, as_json: bool, summary: bool) -> ExecutionRecord:
     if as_json:
-        record = engine.run(spec, cancel=cancel)
+        record = run()
         print(record.to_json())
     else:
         terminal = _Terminal(progress=summary)
-        record = engine.run(spec, cancel=cancel, listener=terminal)
+        record = run(listener=terminal)
         terminal.finish()
         if summary:
             from forge_orchestration.cli.show import print_record
@@ -111,6 +114,8 @@ class _Terminal:
         if self._progress:
             runtime = record.runtime.name if record.runtime else "?"
             print(f"{record.analysis}: execution {record.execution_id} in {runtime}", file=sys.stderr)
+        if record.status == "queued" and record.message and (self._progress or self._in_place):
+            print(record.message, file=sys.stderr, flush=True)
 
     def on_log(self, stream: str, data: bytes) -> None:
         self._close_line()

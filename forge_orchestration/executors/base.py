@@ -8,6 +8,7 @@ import msgspec
 
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.inputs import ResolvedInput
+from forge_orchestration.executors.admission import Admission
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
@@ -64,6 +65,10 @@ class AnalysisExecutor(ABC):
         Raises:
             HostError, BackendUnavailableError: They cannot; the sentence says why and what to do.
         """
+
+    def admission(self) -> Admission | None:
+        """The queue before this backend, once `check` has passed; None if it has one of its own, or needs none."""
+        return None
 
     @abstractmethod
     def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:

@@ -14,6 +14,7 @@ import msgspec
 
 from forge_orchestration.errors import ExecutorError, HostError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import (
     AnalysisExecutor,
     ExecutionHandle,
@@ -121,12 +122,19 @@ class LocalExecutor(AnalysisExecutor):
             size=Size(bytes=settings.defaults.scratch_bytes, files=settings.defaults.files),
         )  # fmt: skip
         self._sockets: dict[str, socket.socket] = {}
+        self._admissions: dict[str, Admission] = {}
 
     def warm_up(self) -> None:
         self._spawner()
 
     def check(self) -> None:
         self._spawner().site()
+
+    def admission(self) -> Admission:
+        site = self._spawner().site()  # a spawner that was replaced may have another
+        if site.parent not in self._admissions:
+            self._admissions[site.parent] = Admission(self._settings, site)
+        return self._admissions[site.parent]
 
     def submit(self, spec: AnalysisSpec, execution: PreparedExecution) -> ExecutionHandle:
         folder = execution.folder
@@ -200,7 +208,9 @@ class LocalExecutor(AnalysisExecutor):
     def close_lost(self, handle: ExecutionHandle) -> ExecutionRecord:
         """Give an execution whose supervisor and controller are gone its final record, after cleaning up behind it."""
         folder = self._folder(handle)
-        return self._close_lost(folder, folder.read_record(), EndReason.CONTROLLER_LOST, "Forge was killed while the analysis ran.")
+        record = folder.read_record()
+        when = "before the analysis began" if record.status is Status.QUEUED else "while the analysis ran"
+        return self._close_lost(folder, record, EndReason.CONTROLLER_LOST, f"Forge was killed {when}.")
 
     def _close_lost(self, folder: ExecutionFolder, record: ExecutionRecord, reason: EndReason, message: str) -> ExecutionRecord:
         cleanup = remove_leftovers(folder, self._settings)

@@ -7,9 +7,13 @@ import shutil
 from collections.abc import Callable
 
 from forge_orchestration.errors import ForgeError
+from forge_orchestration.executors.admission import ledger_of
+from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.runtimes import catalog, seal
 from forge_orchestration.sandbox import probe
+from forge_orchestration.sandbox.cgroups.find import expected_site
+from forge_orchestration.sandbox.cgroups.total import within_what_is_above
 from forge_orchestration.settings import Settings, make_home
 from forge_orchestration.units import format_bytes
 
@@ -31,6 +35,7 @@ def run_checks(settings: Settings, targets: list[str] | None = None) -> list[Che
 def host_checks(settings: Settings) -> list[CheckResult]:
     """What this host can do, each line tried for real, and room on its disk."""
     results = [_attempt(name, check) for name, check in probe.attempts(settings)]
+    results.append(_attempt("capacity", lambda: _capacity(settings)))
     results.append(_disk(settings))
     results.append(_memory())
     return results
@@ -65,6 +70,22 @@ def _attempt(name: str, check: Callable[[], str]) -> CheckResult:
         return CheckResult(name=name, target="host", passed=False, finding=error.message, remedy=error.hint)
     except OSError as error:
         return CheckResult(name=name, target="host", passed=False, finding=str(error), remedy="See docs/operating.md")
+
+
+def _capacity(settings: Settings) -> str:
+    """What all executions may use together, what those that run have claimed, and who waits."""
+    capacity = within_what_is_above(settings.capacity, expected_site(settings.cgroup.parent))
+    book = ledger_of(settings).read()
+    book.claims = [claim for claim in book.claims if claim.is_held()]
+    amounts = []
+    for field, (show, noun) in COUNTED.items():
+        if (there := getattr(capacity, field)) is not None:
+            amounts.append(f"{show(sum(getattr(claim.limits, field) for claim in book.running))} of {show(there)} {noun}")
+    most = f" of {capacity.executions}" if capacity.executions is not None else ""
+    finding = f"{len(book.running)}{most} running, with {', '.join(amounts)}"
+    if waiting := book.waiting:
+        finding += f"; {len(waiting)} waiting, first {waiting[0].execution_id}: {book.why(waiting[0])}"
+    return finding
 
 
 def _disk(settings: Settings) -> CheckResult:

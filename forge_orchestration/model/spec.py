@@ -46,6 +46,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     env: dict[str, str] = {}
     threads: int = 1
     seed: int = 0
+    priority: int = 0
 
 
 class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         folder: The analysis' own files, absolute; None for a bare command.
         inputs: Path (or `package://…`) on the host by input name.
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
+        priority: Of those that wait for room, the highest is first; of the same, who came first.
         chosen_by: Who decided `runtime`, `executor` …: `default`, `analysis`, `op config`, `command line`, `caller`.
     """
 
@@ -72,6 +74,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     threads: int = 1
     seed: int = 0
+    priority: int = 0
     chosen_by: dict[str, str] = {}
     dagster_run_id: str | None = None
     dagster_step_key: str | None = None

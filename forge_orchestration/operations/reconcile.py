@@ -13,6 +13,7 @@ import msgspec
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.executors.base import ExecutionHandle
 from forge_orchestration.executors.local import LocalExecutor
 from forge_orchestration.sandbox import linux
@@ -52,6 +53,7 @@ def reconcile(engine: Engine) -> Reconciled:
         report.removed.append(f"row of {execution_id}, whose folder is gone")
     _remove_scratch(engine, report)
     _release_uids(report)
+    report.removed += [f"place of {one} in the queue" for one in ledger_of(engine.settings).drop_unheld()]
     _remove_builds(engine.settings.runtimes_dir / ".building", report)
     return report
 

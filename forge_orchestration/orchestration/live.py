@@ -76,6 +76,8 @@ class RunLog:
     def on_started(self, record: ExecutionRecord) -> None:
         """Say where everything will be, before anything can go wrong."""
         self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
+        if record.status == "queued" and record.message:
+            self._log.info(record.message)
 
     def on_log(self, stream: str, data: bytes) -> None:
         """Copy new output."""

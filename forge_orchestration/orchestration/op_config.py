@@ -54,6 +54,11 @@ def config_schema(
             description="Threads of numerical libraries. Another number can change floating-point results.",
         ),
         "seed": dg.Field(dg.Int, default_value=definition.seed, description="Seed of the random numbers."),
+        "priority": dg.Field(
+            dg.Int,
+            default_value=definition.priority,
+            description="Of executions that wait for room on the host, the highest is first. From -1000 to 1000.",
+        ),
         "params": dg.Field(
             {name: _param_field(definition.name, name, param) for name, param in definition.params.items()},
             description="Parameters of the analysis.",
@@ -119,4 +124,4 @@ def spec_arguments(config: Mapping[str, Any], definition: AnalysisDefinition) ->
     what the launchpad shows is what is enforced, in whichever runtime.
     """
     changed = {key: config[key] for key in ("runtime", "executor") if config[key] != getattr(definition, key)}
-    return changed | {key: config[key] for key in ("threads", "seed", "params", "limits")}
+    return changed | {key: config[key] for key in ("threads", "seed", "priority", "params", "limits")}

@@ -225,7 +225,6 @@ class Supervisor:
                     os.read(self._wake_fd, 512)
                     self._stop(EndReason.CANCELED, "Canceled.", group, child)
                 elif fd == out_of_memory:
-                    os.read(fd, 8)
                     if group.counters().oom_kills:
                         self._kill(group, child)
                 elif self._controller is not None and fd == self._controller.fileno():
@@ -243,6 +242,8 @@ class Supervisor:
                 if self._violations is not None and self._violations.is_flood:
                     self._answer(poll)
                 counters = group.counters()
+                if counters.oom_kills:
+                    self._kill(group, child)  # what the event came too early for, or what no event tells: the host's want
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
                     self._kill(group, child)  # no kernel stands in its way: every moment of grace would fill the host's disk

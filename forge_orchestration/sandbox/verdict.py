@@ -54,10 +54,17 @@ def judge(seen: Observed) -> tuple[EndReason, str]:
         )
     elif counters.oom_kills:
         holding[EndReason.HOST_PRESSURE] = (
-            f"The host ran out of memory and ended the analysis at {format_bytes(peak)}, "
-            f"below its own limit of {format_bytes(limits.memory_bytes)}: run it again when the host is less busy."
+            f"The host, or what Forge may use of it, ran out of memory, and the analysis was ended at {format_bytes(peak)} "
+            f"of its own limit of {format_bytes(limits.memory_bytes)}: run it again when the host is less busy."
         )
-    if counters.pids_refused and not well:
+    highest = counters.peak_pids
+    if counters.pids_refused and not well and highest is not None and highest.value < limits.pids:
+        holding.setdefault(
+            EndReason.HOST_PRESSURE,
+            f"The host, or what Forge may use of it, ran out of processes while the analysis had at most {highest.value:.0f} "
+            f"of its own limit of {limits.pids}: run it again when the host is less busy.",
+        )
+    elif counters.pids_refused and not well:
         holding.setdefault(EndReason.PIDS, "")
         holding[EndReason.PIDS] = (
             f"Stopped: the analysis wanted more than its limit of {limits.pids} processes and threads "

@@ -24,6 +24,7 @@ class TestWords:
             (("executions", "list", "--limit", "many"), "--limit"), (("executions", "list", "--limit", "0"), "--limit"),
             (("executions", "list", "--status", "fine"), "fine"), (("executions", "logs", "last", "--stream", "x"), "--stream"),
             (("runtimes", "build"), "R"), (("exec", "--seed", "x", "--", "true"), "--seed"),
+            (("exec", "--priority", "x", "--", "true"), "--priority"), (("exec", "--priority", "1001", "--", "true"), "priority"),
             (("exec", "--threads", "1.5", "--", "true"), "--threads"), (("exec", "--seed", "-1", "--", "true"), "seed"),
             (("exec", "--threads", "0", "--", "true"), "threads"), (("exec", "--seed", str(2**64), "--", "true"), "seed"),
         ],

@@ -67,6 +67,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         "executor": "local",
         "threads": 1,
         "seed": 0,
+        "priority": 0,
         "params": {"resolution": 1, "mode": "fast", "copy": 3, "schema": True},
         "limits": {
             "memory": "300MiB", "cpus": 1.0, "pids": 100, "wall_time": "30min", "grace": "5s", "scratch": "2GiB", "log": "64MiB",
@@ -90,6 +91,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         {"threads": "many"},
         {"seed": 1.5},
         {"seed": {"env": "SEED"}},
+        {"priority": "high"},
         {"unknown": 1},
         {"limits": {"memory": 5}},
         {"limits": {"memory": {"env": "SECRET"}}},
@@ -121,11 +123,13 @@ def test_config_says_only_what_was_chosen() -> None:
         "executor": "local",
         "threads": 1,
         "seed": 0,
+        "priority": 3,
         "params": {"a": 1},
         "limits": {"memory": "1GiB"},
     }
     same = spec_arguments(config, definition)
     assert "runtime" not in same
+    assert same["priority"] == 3
     assert same["limits"] == {"memory": "1GiB"}
     assert spec_arguments({**config, "runtime": "forge-singlecell"}, definition)["runtime"] == "forge-singlecell"
 

@@ -7,6 +7,8 @@ import logging
 import pytest
 
 from forge_orchestration.model.messages import Message
+from forge_orchestration.model.reasons import Status
+from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.orchestration import live
 from forge_orchestration.orchestration.live import RunLog
 
@@ -46,6 +48,14 @@ def test_messages_beyond_the_cap_are_counted_and_said_once(log: FakeLog) -> None
     assert log.events[0] == ("WARNING", "number 0")
     assert "not shown" in log.events[live.MAX_EVENTS][1]
     assert log.events[-1][1].startswith("20 further messages")
+
+
+@pytest.mark.parametrize(("status", "told"), [(Status.QUEUED, True), (Status.SUCCEEDED, False)])
+def test_what_an_execution_waits_for_is_said(log: FakeLog, status: Status, told: bool) -> None:
+    """One that is over when it is announced has a message too."""
+    record = ExecutionRecord(execution_id="x", analysis="a", status=status, message="Waiting for room.")
+    run_log(log).on_started(record)
+    assert ("INFO", "Waiting for room.") in log.events if told else len(log.events) == 1
 
 
 def test_progress_is_paced_and_the_last_is_always_shown(log: FakeLog) -> None:

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from forge_orchestration.errors import BackendUnavailableError, HostError
+from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
@@ -34,7 +35,7 @@ def execute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Run], 
     maximum = Limits(
         memory_bytes=4 * 2**30, cpus=4, pids=1000, wall_time_s=86_400, grace_s=60, scratch_bytes=2**40, log_bytes=2**30
     )
-    settings = Settings(home=tmp_path, maximum=maximum)
+    settings = Settings(home=tmp_path, maximum=maximum, capacity=Capacity(memory_bytes=4 * 2**30, pids=1000))
     definition = AnalysisDefinition(name="x", folder=str(tmp_path), command=("true",))
     asset = analysis_assets.analysis_asset(definition, settings, ["forge-python"], ["local"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.settings import forge_home, load_settings, make_home
 
@@ -21,7 +22,11 @@ def test_without_a_file_everything_has_a_default(tmp_path: Path) -> None:
     settings = load_settings(tmp_path)
     assert settings.home == tmp_path
     assert settings.defaults == Limits()
-    assert settings.maximum.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0.79 * host_bytes < settings.capacity.memory_bytes <= 0.8 * host_bytes, "the host keeps a fifth"
+    assert 0 < settings.capacity.pids <= int(Path("/proc/sys/kernel/pid_max").read_text()) / 2
+    assert (settings.capacity.scratch_bytes, settings.capacity.cpus, settings.capacity.executions) == (None, None, None)
+    assert settings.maximum.memory_bytes == settings.capacity.memory_bytes, "one may have what all may have together"
     assert settings.supervision.on_controller_loss == "kill"
     assert Path("/") not in settings.allowed_input_roots and Path("/etc") not in settings.allowed_input_roots
 
@@ -40,6 +45,12 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             [maximum]
             memory = "4GiB"
             pids = 50
+            [capacity]
+            memory = "8GiB"
+            pids = 500
+            scratch = "100GiB"
+            cpus = 1.5
+            executions = 7
             [identity]
             first_uid = 200000
             count = 7
@@ -58,9 +69,17 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (settings.analysis_folders, settings.runtime_folders) == ((Path("/c"),), (Path("/e"),))
     assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 50), "never above the maximum"
     assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 50)
+    assert settings.capacity == Capacity(memory_bytes=2**33, pids=500, scratch_bytes=100 * 2**30, cpus=1.5, executions=7)
+    assert (settings.maximum.cpus, settings.maximum.scratch_bytes) == (1.5, 100 * 2**30), "nobody may ask for more than there is"
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
     assert settings.supervision.on_controller_loss == "continue" and settings.runtime_max_age_s == 5
+
+
+def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "[capacity]\nmemory = '1GiB'\npids = 50\n[maximum]\nmemory = '4GiB'\npids = 90"))
+    assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 50)
+    assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 90)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +89,8 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("colour = 5", "colour"), ("home = '/x'", "home"), ("[network]", "network"),
         ("defaults = 5", "defaults"), ("maximum = []", "maximum"), ("[defaults]\nmemory = 'lots'", "memory"),
         ("[defaults]\ncpu = 1", "cpu"), ("[maximum]\npids = -1", "pids"), ("[maximum]\nwall_time = true", "wall_time"),
+        ("capacity = 5", "capacity"), ("[capacity]\nwall_time = 5", "wall_time"), ("[capacity]\nmemory = 'lots'", "memory"),
+        ("[capacity]\nexecutions = 0", "executions"), ("[capacity]\nexecutions = 1.5", "executions"), ("[capacity]\npids = 0", "pids"),
         ("allowed_input_roots = '/data'", "allowed_input_roots"), ("allowed_input_roots = [5]", "allowed_input_roots"),
         ("analysis_folders = {}", "analysis_folders"), ("runtime_max_age_s = 'long'", "runtime_max_age_s"),
         ("[identity]\nfirst = 5", "first"), ("[identity]\ncount = 'x'", "count"), ("identity = 5", "identity"),

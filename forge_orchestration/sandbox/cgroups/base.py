@@ -25,7 +25,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         oom_kills: Processes of the group that the kernel killed for want of memory.
-        memory_limit_hit: Whether the group's own limit (not one above it) stood in the way.
+        memory_limit_hit: Whether the kernel looked for something to kill because of the group's own limit, not of one above it.
         pids_refused: How often the kernel refused a process or thread.
     """
 
@@ -76,7 +76,7 @@ class Cgroup(ABC):
         """Send SIGKILL to every member at once, in a way that no fork can outrun."""
 
     def watch_out_of_memory(self) -> int | None:
-        """A descriptor that becomes readable when the kernel killed a member for memory; None if it ends all by itself."""
+        """A descriptor that becomes readable when members lack memory, until `counters` is called; None if all end by itself."""
         return None
 
     @property

@@ -13,7 +13,8 @@ from forge_orchestration.sandbox.cgroups import v1, v2
 from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
 
 REMEDY = "Prepare a group once with: sudo deploy/delegate-cgroup $USER"
-_SYSTEMD_SCOPE = ("--scope", "--quiet", "--collect", "--property=Delegate=yes", "--")
+SLICE = "forge.slice"  # holds the scopes of all controllers, and so the sum of their executions
+_SYSTEMD_SCOPE = ("--scope", "--quiet", "--collect", f"--slice={SLICE}", "--property=Delegate=yes", "--")
 
 
 class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +116,24 @@ def scope_prefix(configured_parent: str = "") -> tuple[str, ...]:
     if configured_parent or v1_complete or unified is None or not os.path.isdir("/run/systemd/system"):
         return ()
     return ("systemd-run", *(() if os.geteuid() == 0 else ("--user",)), *_SYSTEMD_SCOPE)
+
+
+def expected_site(configured_parent: str = "") -> CgroupSite:
+    """Where `find_site` finds groups, without a scope being started; under systemd the scope has no name yet.
+
+    Raises:
+        HostError: As `find_site`.
+    """
+    if not scope_prefix(configured_parent):
+        return find_site(configured_parent)
+    user = os.geteuid()
+    above = f"user.slice/user-{user}.slice/user@{user}.service/" if user else ""
+    return CgroupSite(version=2, mounts={"unified": cgroup_mounts()[1] or ""}, parent=f"{above}{SLICE}/any.scope")
+
+
+def shared_group(configured_parent: str = "") -> str:
+    """The name of the group that holds the executions of all controllers with this setting: what a sum is a sum of."""
+    return SLICE if scope_prefix(configured_parent) else configured_parent or _own_name()
 
 
 def _own_name() -> str:

@@ -22,8 +22,6 @@ from forge_orchestration.sandbox.cgroups.base import (
     write,
 )  # fmt: skip
 
-# a group that was refused memory by its own limit has been within one huge page or so of it; some kernels no longer count failcnt
-_NEAR = 0.97
 _SOCKET_SHARE, _LEAST_SOCKET_BYTES = 16, 2**20
 # not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms a controller)
 JOIN_FILE = "tasks"
@@ -46,6 +44,9 @@ class CgroupV1(Cgroup):
         self._name = name
         # cpu and cpuacct are often one mount: one folder then
         self._paths = list(dict.fromkeys(self._folder.values()))
+        self._here: int | None = None  # event descriptors, and how often each has told of the want of memory
+        self._above: int | None = None
+        self._told_here = self._told_above = 0
 
     @property
     def paths(self) -> list[Path]:
@@ -57,6 +58,7 @@ class CgroupV1(Cgroup):
 
     def set_limits(self, limits: Limits) -> dict[str, Enforced]:
         memory, cpu, pids = self._folder["memory"], self._folder["cpu"], self._folder["pids"]
+        self._above, self._here = _out_of_memory_events(memory.parent), _out_of_memory_events(memory)
         size = page_rounded(limits.memory_bytes)
         write(memory / "memory.limit_in_bytes", str(size))
         with_swap = memory / "memory.memsw.limit_in_bytes"
@@ -89,27 +91,22 @@ class CgroupV1(Cgroup):
 
     def watch_out_of_memory(self) -> int | None:
         # v1 kills one process and lets the rest go on, half dead: the supervisor hears of it here and ends them
-        memory = self._folder["memory"]
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        control = os.open(memory / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            write(memory / "cgroup.event_control", f"{event} {control}")
-        finally:
-            os.close(control)
-        return event
+        return self._here
 
     def counters(self) -> Counters:
         memory, accounting, pids = self._folder["memory"], self._folder["cpuacct"], self._folder["pids"]
         user, system = _cpu_seconds(accounting)
         peak, peak_pids = memory / "memory.max_usage_in_bytes", pids / "pids.peak"
-        highest, limit = int(read(peak)), int(read(memory / "memory.limit_in_bytes"))
+        # the kernel tells a group of its own want and of that of every group above it: what is told here and not above is its own
+        self._told_here += _count(self._here)
+        self._told_above += _count(self._above)
         return Counters(
             oom_kills=keyed(read(memory / "memory.oom_control")).get("oom_kill", 0),
-            memory_limit_hit=int(read(memory / "memory.failcnt")) > 0 or highest >= _NEAR * limit,
+            memory_limit_hit=self._told_here > self._told_above,
             pids_refused=keyed(read(pids / "pids.events")).get("max", 0),
             cpu_user_s=user,
             cpu_system_s=system,
-            peak_memory_bytes=Measured(value=highest, source=str(peak)),
+            peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),
             peak_pids=Measured(value=int(read(peak_pids)), source=str(peak_pids)) if peak_pids.exists() else None,
         )
 
@@ -124,6 +121,24 @@ class CgroupV1(Cgroup):
             kill_pids(self.pids())
         finally:
             write(freezer, "THAWED")
+
+
+def _out_of_memory_events(memory: Path) -> int:
+    """A descriptor that counts how often the kernel looked for something to kill in `memory` or in a group above it."""
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    control = os.open(memory / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write(memory / "cgroup.event_control", f"{event} {control}")
+    finally:
+        os.close(control)
+    return event
+
+
+def _count(event: int | None) -> int:
+    try:
+        return 0 if event is None else os.eventfd_read(event)
+    except BlockingIOError:
+        return 0
 
 
 def _cpu_seconds(accounting: Path) -> tuple[Measured, Measured]:

@@ -82,7 +82,7 @@ class CgroupV2(Cgroup):
         transfers = _io_bytes(path / "io.stat")
         return Counters(
             oom_kills=events.get("oom_kill", 0),
-            memory_limit_hit=own.get("oom", 0) > 0 or own.get("oom_group_kill", 0) > 0,
+            memory_limit_hit=own.get("oom", 0) > 0,  # oom_group_kill also counts what a limit above did to this group
             pids_refused=keyed(read(path / "pids.events")).get("max", 0),
             cpu_user_s=Measured(value=cpu["user_usec"] / 1e6, source=stat),
             cpu_system_s=Measured(value=cpu["system_usec"] / 1e6, source=stat),

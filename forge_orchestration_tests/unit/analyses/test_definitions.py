@@ -38,6 +38,7 @@ limits: {memory: 256MiB, pids: 20}
 env: {OMP_STACKSIZE: "1M"}
 threads: 2
 seed: 7
+priority: -3
 """
 
 
@@ -60,6 +61,7 @@ def test_everything_that_can_be_written(folder: Path) -> None:
     assert definition.command == ("python", "run.py", "--fast")
     assert definition.params["n"] == Param(type="int", default=3, min=1, max=10)
     assert (definition.threads, definition.seed, definition.limits) == (2, 7, {"memory": "256MiB", "pids": 20})
+    assert definition.priority == -3
 
 
 def test_a_command_is_all_that_is_needed(folder: Path) -> None:
@@ -127,6 +129,8 @@ WRONG = {
     "threads that are a fraction": ("command: [x]\nthreads: 1.5", "threads"),
     "a negative seed": ("command: [x]\nseed: -1", "seed"),
     "an enormous seed": (f"command: [x]\nseed: {2**64}", "seed"),
+    "a priority that is text": ("command: [x]\npriority: high", "priority"),
+    "an enormous priority": ("command: [x]\npriority: 1001", "priority"),
     "a runtime that is a list": ("command: [x]\nruntime: [a]", "runtime"),
     "an input with an impossible name": ("command: [x]\ninputs: {'a/b': {path: /x}}", "a/b"),
 }
@@ -137,7 +141,7 @@ def test_what_is_wrong_is_one_sentence_that_names_file_and_key(folder: Path, cas
     text, words = WRONG[case]
     with pytest.raises(SpecError, match=f"(?s){words}") as caught:
         read_definition(write(folder, text))
-    assert str(folder) in str(caught.value) or "seed" in words or "threads" in words
+    assert str(folder) in str(caught.value) or words in ("seed", "threads", "priority")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
 
 
@@ -254,7 +258,7 @@ class TestSpec:
         assert spec.params == {"n": 3, "x": 1.0, "name": "a", "flag": False, "needed": "x"}
         assert spec.inputs == {"reads": f"{folder}/data/reads.fq", "abs": "/data/x", "pkg": "package://a/b", "home": "~/x"}
         assert (spec.limits.memory_bytes, spec.limits.pids, spec.limits.cpus) == (256 * 2**20, 20, 1.0)
-        assert (spec.threads, spec.seed, spec.env) == (2, 7, {"OMP_STACKSIZE": "1M"})
+        assert (spec.threads, spec.seed, spec.priority, spec.env) == (2, 7, -3, {"OMP_STACKSIZE": "1M"})
         assert spec.chosen_by == {"runtime": "analysis", "executor": "analysis"}
 
     def test_as_it_is_asked_for(self, definition: AnalysisDefinition, settings: Settings) -> None:
@@ -273,7 +277,7 @@ class TestSpec:
             ({"params": {"needed": "x", "n": 99}}, "'n'"), ({"params": {"needed": 5}}, "'needed'"),
             ({"inputs": {"writes": "/x"}}, "no input 'writes'"), ({"limits": {"ram": 1}}, "ram"),
             ({"limits": {"memory": "-1"}}, "memory"), ({"limits": {"pids": 10**6}}, "'pids'.*allows"),
-            ({"limits": {"cpus": 100000}}, "'cpus'.*allows"), ({"threads": 0}, "threads"), ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"),
+            ({"limits": {"cpus": 100000}}, "'cpus'.*allows"), ({"threads": 0}, "threads"), ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"), ({"priority": -1001}, "priority"),
         ],
         ids=lambda value: str(value)[:40],
     )  # fmt: skip

@@ -53,5 +53,7 @@ def test_only_what_is_asked_for_is_checked(home: Settings) -> None:
 
 def test_this_host(home: Settings) -> None:
     results = {result.name: result for result in checks.host_checks(home)}
-    assert {"bubblewrap", "namespaces", "system_calls", "identity", "cgroups", "scratch", "disk", "memory"} <= set(results)
+    assert {"bubblewrap", "namespaces", "system_calls", "identity", "cgroups", "scratch", "capacity", "disk", "memory"} <= set(
+        results
+    )
     assert [result.finding for result in results.values() if not result.passed and result.severity == "error"] == []

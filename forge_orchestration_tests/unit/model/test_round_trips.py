@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 import forge_orchestration
+from forge_orchestration.executors.admission import Book, Claim
+from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.messages import Message
@@ -84,10 +86,17 @@ PLAN = LaunchPlan(
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
-    params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, chosen_by={"runtime": "x"},
+    params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
+    chosen_by={"runtime": "x"},
     dagster_run_id="r", dagster_step_key="k", attempt=2, previous_execution_id="p",
 )  # fmt: skip
+CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
+CLAIM = Claim(
+    execution_id="x", priority=-4, limits=LIMITS, capacity=CAPACITY, pid=1, start_time=2**62, folder=TEXT, group="/g", ticket=7,
+    granted=True,
+)  # fmt: skip
 EXAMPLES: list[msgspec.Struct] = [
+    CAPACITY, CLAIM, Book(boot_id="b", next_ticket=8, checked_at=0.5, claims=[CLAIM]),
     LIMITS, MEASURED, SITE, BIND, RUNTIME, USAGE, INPUT, OUTPUT, REJECTED, LOG, ISOLATION, CLEANUP, RECORD, PLAN, PARAM, SPEC,
     CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
     CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
@@ -97,7 +106,7 @@ EXAMPLES: list[msgspec.Struct] = [
     AnalysisDefinition(
         name="n", folder="/f", command=("c",), description=TEXT, group="g", runtime="r", executor="e",
         inputs={"i": InputSource(path=TEXT)}, outputs={"o": "*"}, params={"p": PARAM}, limits={"memory": "1GiB"}, env={"A": TEXT},
-        threads=2, seed=3,
+        threads=2, seed=3, priority=-4,
     ),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
@@ -147,7 +156,7 @@ def test_every_structure_has_an_example_or_a_reason() -> None:
 
 def test_examples_leave_no_field_at_its_default() -> None:
     """Or the round trip of that field would prove nothing."""
-    for example in (RECORD, PLAN, SPEC, LIMITS, RUNTIME, USAGE, CLEANUP):
+    for example in (RECORD, PLAN, SPEC, LIMITS, RUNTIME, USAGE, CLEANUP, CAPACITY, CLAIM):
         for field in msgspec.structs.fields(example):
             if field.name != "schema_version" and field.default is not msgspec.NODEFAULT:
                 assert getattr(example, field.name) != field.default, field.name

@@ -106,6 +106,15 @@ def test_an_analysis_that_coped_with_a_refusal_ended_well(seen: Observed) -> Non
     assert judge(seen)[0] is EndReason.COMPLETED
 
 
+@pytest.mark.parametrize(
+    ("highest", "reason"), [(17, EndReason.PIDS), (9, EndReason.HOST_PRESSURE), (None, EndReason.PIDS)],
+    ids=["its own limit", "a limit above", "a kernel that does not say"],
+)  # fmt: skip
+def test_a_process_refused_by_a_limit_above_is_not_blamed_on_the_analysis(highest: int | None, reason: EndReason) -> None:
+    peak = None if highest is None else Measured(value=highest, source="test")
+    assert judge(Observed(limits=LIMITS, exit_status=1, counters=Counters(pids_refused=3, peak_pids=peak)))[0] is reason
+
+
 def test_reaching_the_memory_limit_without_a_kill_is_no_failure() -> None:
     assert judge(msgspec.structs.replace(WELL, counters=Counters(memory_limit_hit=True)))[0] is EndReason.COMPLETED
 

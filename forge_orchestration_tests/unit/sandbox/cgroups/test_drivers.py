@@ -67,6 +67,7 @@ def group1(tmp_path: Path) -> CgroupV1:
     group.create()
     for controller, files in V1_FILES.items():
         for name, content in files.items():
+            (tmp_path / controller / "f" / name).write_text(content)
             (tmp_path / controller / "f/x" / name).write_text(content)
     return group
 
@@ -136,8 +137,9 @@ class TestV2:
             ("oom 0\noom_kill 3", None, False),
             ("oom 1\noom_kill 3\noom_group_kill 1", "oom 1\noom_kill 3\noom_group_kill 1", True),
             ("oom 0\noom_kill 3", "oom 0\noom_kill 3", False),
+            ("oom 0\noom_kill 3\noom_group_kill 1", "oom 0\noom_kill 3\noom_group_kill 1", False),
         ],
-        ids=["its own limit", "a limit above", "its own, local counters", "above, local counters"],
+        ids=["its own limit", "a limit above", "its own, local counters", "above, local counters", "above, as a group"],
     )
     def test_whose_limit_killed(self, group2: CgroupV2, events: str, local: str | None, hit: bool) -> None:
         (group2.paths[0] / "memory.events").write_text(events)
@@ -207,15 +209,24 @@ class TestV1:
         ]
 
     @pytest.mark.parametrize(
-        ("failcnt", "peak", "hit"), [(0, 50, False), (3, 50, True), (0, 99, True), (0, 100, True)],
-        ids=["a limit above", "refused", "near its limit", "at its limit"],
+        ("told_here", "told_above", "hit"), [(0, 0, False), (1, 1, False), (1, 0, True), (3, 2, True)],
+        ids=["the host", "a limit above", "its own limit", "both"],
     )  # fmt: skip
-    def test_whose_limit_killed(self, group1: CgroupV1, tmp_path: Path, failcnt: int, peak: int, hit: bool) -> None:
+    def test_whose_limit_killed(
+        self, group1: CgroupV1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_here: int, told_above: int, hit: bool
+    ) -> None:
+        """The kernel tells a group of every want of memory in it or above it; that of cache at its limit is none."""
+        events: dict[Path, int] = {}
+        monkeypatch.setattr(v1, "_out_of_memory_events", lambda folder: events.setdefault(folder, os.eventfd(0, os.EFD_NONBLOCK)))
+        group1.set_limits(LIMITS)
         folder = tmp_path / "memory/f/x"
-        (folder / "memory.limit_in_bytes").write_text(str(100 * 2**20))
-        (folder / "memory.max_usage_in_bytes").write_text(str(peak * 2**20))
-        (folder / "memory.failcnt").write_text(str(failcnt))
+        (folder / "memory.max_usage_in_bytes").write_text(str(100 * 2**20))
+        (folder / "memory.failcnt").write_text("7")
         (folder / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2")
+        for event, count in ((events[folder], told_here), (events[folder.parent], told_above)):
+            for _ in range(count):
+                os.eventfd_write(event, 1)
+                group1.counters()
         seen = group1.counters()
         assert (seen.oom_kills, seen.memory_limit_hit) == (2, hit)
 
