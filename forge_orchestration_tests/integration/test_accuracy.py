@@ -59,7 +59,9 @@ def cpu_s(record: ExecutionRecord) -> float:
 @pytest.mark.parametrize("where", ["itself", "a child"])
 def test_peak_memory(forge_home: Path, where: str) -> None:
     """Beside the same program that touches nothing, in the program's own process and in one that it starts."""
-    program = TOUCH if where == "itself" else f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {TOUCH!r}, *sys.argv[1:]])"
+    program = (
+        TOUCH if where == "itself" else f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {TOUCH!r}, *sys.argv[1:]])"
+    )
     peaks = []
     for size in (0, TOUCHED_BYTES):
         peak = completed(program, str(size), memory=512 * MIB).usage.peak_memory_bytes
