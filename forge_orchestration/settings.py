@@ -18,6 +18,7 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity, updated_capacity
 from forge_orchestration.model.limits import Limits, updated_limits
+from forge_orchestration.units import parse_bytes
 
 
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +65,25 @@ class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     suspect_after: Annotated[int, msgspec.Meta(ge=1)] = 20
 
 
+class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far executions stand back for the host's other work.
+
+    Attributes:
+        cpu_weight: Of all executions together, where any other group of the host has 100.
+        cpu_slice_ms: How long a process computes before it is another's turn, if none that naps wants to; 0: the kernel's own.
+        oom_score_adj: What is added for each process, in thousandths of the host's memory, when the host itself lacks memory.
+        read_bytes_per_s, write_bytes_per_s, reads_per_s, writes_per_s: Of all executions together, on each disk; None: no limit.
+    """
+
+    cpu_weight: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
+    cpu_slice_ms: Annotated[float, msgspec.Meta(ge=0, le=100)] = 20.0
+    oom_score_adj: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1000
+    read_bytes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    write_bytes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    reads_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    writes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one deployment. `docs/settings.md` lists them with their keys."""
 
@@ -80,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     messages: MessageSettings = MessageSettings()
     outputs: OutputSettings = OutputSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    neighbours: NeighbourSettings = NeighbourSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -144,7 +165,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
-    "identity", "cgroup", "messages", "outputs", "supervision",
+    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours",
 )  # fmt: skip
 
 
@@ -193,6 +214,9 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
     values["capacity"] = msgspec.to_builtins(capacity)
+    if isinstance(neighbours := raw.get("neighbours"), dict):
+        sizes = {key: parse_bytes(neighbours[key], f"'{key}' in {path}") for key in neighbours if key.endswith("_bytes_per_s")}
+        values["neighbours"] = neighbours | sizes
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:
         settings = msgspec.convert(values, Settings, dec_hook=_decode_path)

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from forge_orchestration_tests.bench_inside import RUNTIME, bench_inside, write_runtime
+
 ROUNDS = 50
 
 _PREPARE = """set -e
@@ -74,10 +76,12 @@ def main() -> int:
     os.environ["FORGE_HOME"] = str(home)
     table = Table()
     try:
-        _forge("runtimes", "build", "forge-python")
+        write_runtime(home)
+        _forge("runtimes", "build", "forge-python", RUNTIME)
         bench_warm(table, rounds)
         bench_process(table, rounds)
         bench_input(table)
+        bench_inside(table)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return 1 if table.failed else 0

@@ -242,7 +242,7 @@ def start_child(
         launch = Launch(
             command=plan.command, environment=plan.environment | {"FORGE_DEADLINE": f"{deadline:.3f}"}, identity=identity,
             join_files=group.join_files, open_files=plan.limits.open_files,
-            file_size_bytes=plan.limits.scratch_bytes if limit_file_size else None,
+            file_size_bytes=plan.limits.scratch_bytes if limit_file_size else None, neighbours=plan.neighbours,
         )  # fmt: skip
         entrant.send(launch, status, (null, stdout_w, stderr_w))
     child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, standing, hold)

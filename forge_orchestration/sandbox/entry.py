@@ -21,9 +21,10 @@ from typing import NoReturn
 
 import msgspec
 
-from forge_orchestration.sandbox import linux, seccomp, view
+from forge_orchestration.sandbox import linux, precedence, seccomp, view
 from forge_orchestration.sandbox.cgroups.base import write
 from forge_orchestration.sandbox.identity import Identity
+from forge_orchestration.settings import NeighbourSettings
 
 ENTER, READY, GO = b"enter", b"ready", b"go"
 _INSIDE = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
@@ -64,6 +65,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     join_files: tuple[str, ...]
     open_files: int
     file_size_bytes: int | None
+    neighbours: NeighbourSettings = NeighbourSettings()
 
 
 class Entrant:
@@ -161,6 +163,7 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
         return
     for path in launch.join_files:  # by the host's paths, and so before the mounts change
         write(path, "0")
+    precedence.stand_back(launch.neighbours)
     if launch.identity.mode == "user_namespace":  # bubblewrap has made a second one inside the first, which allows no third
         linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER | _INSIDE)
     else:

@@ -11,7 +11,7 @@ import msgspec
 
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.settings import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
+from forge_orchestration.settings import IdentitySettings, MessageSettings, NeighbourSettings, OutputSettings, SupervisionSettings
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     messages: MessageSettings
     output_caps: OutputSettings
     supervision: SupervisionSettings
+    neighbours: NeighbourSettings = NeighbourSettings()
 
 
 def plan_from_json(data: bytes) -> LaunchPlan:

@@ -24,7 +24,7 @@ from forge_orchestration.executions.messages import MessageParser, MessageViolat
 from forge_orchestration.executions.outputs import Collected, collect_outputs
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
-from forge_orchestration.sandbox import bubblewrap, linux
+from forge_orchestration.sandbox import bubblewrap, linux, precedence
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.child import Child, start_child
 from forge_orchestration.sandbox.entry import Entrant
@@ -124,8 +124,12 @@ class Supervisor:
             # while bubblewrap is at work
             self._announce()
             group.create()
-            self._enforced = scratch | group.set_limits(plan.limits)
-            protections = dict.fromkeys(_PROTECTIONS, "on") | {"scratch_limit": workspace.protection}
+            standing = precedence.hold_back(plan)
+            self._enforced = scratch | group.set_limits(plan.limits) | standing.enforced
+            protections = dict.fromkeys(_PROTECTIONS, "on") | {
+                "scratch_limit": workspace.protection,
+                "precedence": standing.protection,
+            }
             self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)
@@ -260,6 +264,7 @@ class Supervisor:
         """The command-to-be waits: look at it, and let it go."""
         bubblewrap.verify_command(identity, child.main_pid, child.inner_pid, group.membership())
         self._enforced["open_files"] = bubblewrap.open_files_limit(child.main_pid, self._plan.limits.open_files)
+        self._enforced |= precedence.read_back(child.main_pid, self._plan.neighbours)
         child.release()
         self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation, enforced=self._enforced)
 

@@ -62,10 +62,14 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             max_files = 4
             [supervision]
             on_controller_loss = "continue"
+            [neighbours]
+            cpu_weight = 50
+            write_bytes_per_s = "20MiB"
             """,
         )
     )
     assert settings.allowed_input_roots == (Path("/a"), Path.home() / "b")
+    assert (settings.neighbours.cpu_weight, settings.neighbours.write_bytes_per_s) == (50, 20 * 2**20)
     assert (settings.analysis_folders, settings.runtime_folders) == ((Path("/c"),), (Path("/e"),))
     assert (settings.defaults.memory_bytes, settings.defaults.pids) == (2**30, 50), "never above the maximum"
     assert (settings.maximum.memory_bytes, settings.maximum.pids) == (4 * 2**30, 50)
@@ -96,6 +100,8 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[identity]\nfirst = 5", "first"), ("[identity]\ncount = 'x'", "count"), ("identity = 5", "identity"),
         ("[cgroup]\nparent = 5", "parent"), ("[messages]\nmax_count = 1.5", "max_count"), ("[outputs]\nmax_files = true", "max_files"),
         ("[supervision]\non_controller_loss = 'ignore'", "on_controller_loss"), ("[supervision]\npoll_s = 'x'", "poll_s"),
+        ("[neighbours]\ncpu_share = 5", "cpu_share"), ("[neighbours]\nwrite_bytes_per_s = 'fast'", "write_bytes_per_s"),
+        ("[neighbours]\noom_score_adj = 'x'", "oom_score_adj"), ("neighbours = 5", "neighbours"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
@@ -110,7 +116,8 @@ def test_a_mistake_is_one_sentence_that_names_file_and_key(tmp_path: Path, text:
     "text",
     ["[cgroup]\nparent = '../escape'", "[cgroup]\nparent = '/absolute'", "[identity]\ncount = 0", "[identity]\ncount = -5",
      "[identity]\nfirst_uid = 0", "[identity]\nfirst_uid = -1", "[messages]\nmax_count = -1", "[outputs]\nmax_depth = -1",
-     "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
+     "[neighbours]\ncpu_weight = 0", "[neighbours]\noom_score_adj = -1", "[neighbours]\ncpu_slice_ms = 101",
+     "[neighbours]\nwrite_bytes_per_s = 0", "[neighbours]\nwrites_per_s = 0", "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
     ids=lambda value: value.replace("\n", " ")[:40],
 )  # fmt: skip
 def test_values_of_the_right_type_that_would_break_a_protection_are_refused(tmp_path: Path, text: str) -> None:

@@ -44,7 +44,14 @@ from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.standby import Hello
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
-from forge_orchestration.settings import CgroupSettings, IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
+from forge_orchestration.settings import (
+    CgroupSettings,
+    IdentitySettings,
+    MessageSettings,
+    NeighbourSettings,
+    OutputSettings,
+    SupervisionSettings,
+)  # fmt: skip
 
 TEXT = "-ö'\"\\ \n\t\x1b[31m\u2028💥"
 LIMITS = Limits(
@@ -82,6 +89,7 @@ PLAN = LaunchPlan(
     outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
+    neighbours=NeighbourSettings(cpu_weight=2, cpu_slice_ms=0.5, oom_score_adj=3, read_bytes_per_s=2**40, writes_per_s=4),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 SPEC = AnalysisSpec(
@@ -123,7 +131,7 @@ EXAMPLES: list[msgspec.Struct] = [
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
-    IdentitySettings(first_uid=100_000, count=6), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
+    IdentitySettings(first_uid=100_000, count=6), NeighbourSettings(cpu_weight=2), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
     Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
     Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
            file_size_bytes=8),
@@ -132,7 +140,7 @@ EXAMPLES: list[msgspec.Struct] = [
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "_File",
+    "ExecutionState", "ExecutorCapabilities", "Standing", "_File",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ V1_FILES = {
                "memory.max_usage_in_bytes": "12345", "memory.failcnt": "0", "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0",
                "cgroup.event_control": "", "cgroup.procs": "", "tasks": ""},
     "cpu": {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1", "cgroup.procs": "", "tasks": ""},
-    "cpuacct": {"cpuacct.usage_user": "2000000000", "cpuacct.usage_sys": "1000000000", "cgroup.procs": "", "tasks": ""},
+    "cpuacct": {"cpuacct.usage": "3000000000", "cpuacct.usage_user": "200000000", "cpuacct.usage_sys": "100000000", "cgroup.procs": "", "tasks": ""},
     "pids": {"pids.max": "max", "pids.events": "max 0", "pids.peak": "6", "cgroup.procs": "", "tasks": ""},
     "freezer": {"freezer.state": "THAWED", "cgroup.procs": "", "tasks": ""},
 }  # fmt: skip
@@ -233,6 +233,12 @@ class TestV1:
     def test_an_old_kernel_without_a_peak_of_processes(self, group1: CgroupV1, tmp_path: Path) -> None:
         (tmp_path / "pids/f/x/pids.peak").unlink()
         assert group1.counters().peak_pids is None
+
+    def test_processor_time_between_two_ticks_is_not_lost(self, group1: CgroupV1, tmp_path: Path) -> None:
+        for name in ("cpuacct.usage_user", "cpuacct.usage_sys"):
+            (tmp_path / "cpuacct/f/x" / name).write_text("0")
+        seen = group1.counters()
+        assert (seen.cpu_user_s.value, seen.cpu_system_s.value) == (3.0, 0.0)
 
     def test_a_kill_freezes_and_thaws(self, group1: CgroupV1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         states: list[str] = []

@@ -1,0 +1,141 @@
+"""The host's other work goes first: what makes the kernel prefer it to executions, beyond their limits.
+
+- A low weight of the group that holds all of them: where processors are short, others get most.
+- Long time slices: the kernel lets a process that wakes interrupt one with a longer slice at once, and lets one with a slice as
+  short as its own finish it first. Without them each wake-up of a neighbour costs it a millisecond or more beside eight busy
+  executions. The system call filter refuses to set them back.
+- A high score when the host, not an execution, is out of memory: the kernel then ends an analysis and not the database.
+- Where a deployment sets them, limits on the disk transfers of all executions together (cgroup v2 only: v1 does not count what
+  is written back later).
+
+The memory and process limits are no matter of precedence: see `cgroups`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import SandboxError
+from forge_orchestration.model.record import Enforced
+from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.cgroups.base import read, write
+from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.settings import NeighbourSettings
+
+_V1_SHARES = 1024  # what cgroup v1 gives a group that v2 gives a weight of 100
+_NANOSECONDS = 1_000_000
+_RATES = {"rbps": "read_bytes_per_s", "wbps": "write_bytes_per_s", "riops": "reads_per_s", "wiops": "writes_per_s"}
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far all executions stand back: what was read back, and `on` or `off: why`."""
+
+    enforced: dict[str, Enforced]
+    protection: str = "on"
+
+
+def hold_back(plan: LaunchPlan) -> Standing:
+    """See to it that the group of all executions has its weight and its disk limits, and read them back.
+
+    Raises:
+        SandboxError: A disk limit that the deployment demands cannot be had.
+    """
+    site, settings = plan.cgroup, plan.neighbours
+    limits = _limit_disks(plan)
+    name, scale = ("cpu.shares", _V1_SHARES / 100) if site.version == 1 else ("cpu.weight", 1.0)
+    path = Path(site.mounts["cpu" if site.version == 1 else "unified"], site.parent, name)
+    wanted = max(2, round(settings.cpu_weight * scale)) if site.version == 1 else settings.cpu_weight
+    try:
+        if (found := int(read(path))) != wanted:
+            write(path, str(wanted))
+            found = int(read(path))
+    except OSError as error:
+        return Standing(
+            enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. Once: sudo deploy/delegate-cgroup $USER"
+        )
+    if found != wanted:
+        return Standing(enforced=limits, protection=f"off: {path} was set to {wanted} and says {found}")
+    return Standing(enforced=limits | {"cpu_weight": Enforced(value=round(found / scale), source=str(path))})
+
+
+def stand_back(settings: NeighbourSettings) -> None:
+    """In the process that becomes the command, while it still sees the host's `/proc`."""
+    write(Path("/proc/self/oom_score_adj"), str(settings.oom_score_adj))
+    if settings.cpu_slice_ms:
+        linux.set_time_slice(round(settings.cpu_slice_ms * _NANOSECONDS))
+
+
+def read_back(pid: int, settings: NeighbourSettings) -> dict[str, Enforced]:
+    """What `stand_back` has done to the process `pid` of this host, which has become nothing of the analysis yet.
+
+    Raises:
+        SandboxError: The kernel holds another value than the one asked.
+    """
+    score = Path(f"/proc/{pid}/oom_score_adj")
+    if (found := int(read(score))) != settings.oom_score_adj:
+        raise SandboxError(f"oom_score_adj was set to {settings.oom_score_adj}, but {score} says {found}.")
+    seen = {"oom_score_adj": Enforced(value=found, source="oom_score_adj of the command in /proc")}
+    slice_ms = linux.time_slice(pid) / _NANOSECONDS
+    if settings.cpu_slice_ms and slice_ms:  # else the kernel has no slices, and prefers who slept by other means
+        if abs(slice_ms - max(0.1, settings.cpu_slice_ms)) > 1e-3:
+            raise SandboxError(f"The time slice was set to {settings.cpu_slice_ms:g} ms, but the kernel says {slice_ms:g} ms.")
+        seen["cpu_slice_ms"] = Enforced(value=slice_ms, source="sched_getattr of the command")
+    return seen
+
+
+def _disks(folder: str, others: Iterable[int]) -> set[str]:
+    """The disks (`major:minor`) beneath `folder` and beneath file systems with the device numbers `others`.
+
+    A file system without a device of its own, such as an overlay, a network's or a memory file system, has none.
+    """
+    found = set()
+    for device in {os.stat(folder).st_dev, *others}:
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        if block.exists():
+            whole = block.resolve().parent if (block / "partition").exists() else block
+            found.add(read(whole / "dev"))
+    return found
+
+
+def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
+    wanted = {key: amount for key, field in _RATES.items() if (amount := getattr(plan.neighbours, field)) is not None}
+    if not wanted:
+        return {}
+    site = plan.cgroup
+    if site.version == 1:
+        raise SandboxError(
+            "[neighbours] in settings.toml limits disk transfers, which this host's cgroup v1 cannot.", "Remove those limits."
+        )
+    path = Path(site.mounts["unified"], site.parent, "io.max")
+    names = _disks(plan.scratch_dir, (bind.device for bind in plan.binds))
+    if not names:
+        raise SandboxError("[neighbours] in settings.toml limits disk transfers, and Forge's files lie on no disk of this host.")
+    try:
+        held = _rates(path)
+        for name in names:
+            if not wanted.items() <= held.get(name, {}).items():
+                write(path, " ".join([name, *(f"{key}={amount}" for key, amount in wanted.items())]))
+        held = _rates(path)
+    except OSError as error:
+        raise SandboxError(
+            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {error.strerror}.",
+            "Delegate the io controller, or remove those limits.",
+        ) from error
+    for name in names:
+        if not wanted.items() <= (found := held.get(name, {})).items():
+            raise SandboxError(f"The disk limit was set to {wanted} on {name}, but {path} says {found}.")
+    return {_RATES[key]: Enforced(value=amount, source=str(path)) for key, amount in wanted.items()}
+
+
+def _rates(path: Path) -> dict[str, dict[str, int]]:
+    """`io.max` as numbers by key and device; what is not limited is left out."""
+    held: dict[str, dict[str, int]] = {}
+    for line in read(path).splitlines():
+        device, *fields = line.split()
+        pairs = (field.split("=") for field in fields)
+        held[device] = {key: int(amount) for key, amount in pairs if amount != "max"}
+    return held
