@@ -22,6 +22,7 @@ import msgspec
 
 import forge_orchestration
 from forge_orchestration import ExecutionRecord
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
 from forge_orchestration.sandbox.identity import CLAIMS, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
@@ -255,7 +256,7 @@ class Neighbour:
         """What an attack is told of it."""
         assert self.record is not None
         folder = Path(self.record.folder)
-        supervisor = read_supervisor(folder)
+        supervisor = read_supervisor(ExecutionFolder(folder.parent, folder.name))
         assert supervisor is not None
         group = Path(forge_record(folder).enforced["pids"].source).parent
         return {

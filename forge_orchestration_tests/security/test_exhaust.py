@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import forge_orchestration
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration_tests.security.arena import LIMITS, Arena, StillOpen, closed
 
@@ -280,7 +281,7 @@ def test_processor_of_the_supervisor(arena: Arena, form: str) -> None:
     def look(fact: dict[str, object]) -> None:
         if "written" in fact:
             assert arena.started is not None
-            supervisor = read_supervisor(Path(arena.started.folder))
+            supervisor = read_supervisor(ExecutionFolder(Path(arena.started.folder).parent, arena.started.execution_id))
             assert supervisor is not None
             fields = Path(f"/proc/{supervisor.pid}/stat").read_text().rsplit(")", 1)[1].split()
             spent.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
