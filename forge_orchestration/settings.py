@@ -49,6 +49,12 @@ class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_depth: Annotated[int, msgspec.Meta(ge=1)] = 32
 
 
+class IsolationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`may_be_off`: protections without which an execution may still start, each of which its record then names with the reason."""
+
+    may_be_off: tuple[Literal["precedence"], ...] = ("precedence",)
+
+
 class SupervisionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a local execution is watched.
 
@@ -99,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: CgroupSettings = CgroupSettings()
     messages: MessageSettings = MessageSettings()
     outputs: OutputSettings = OutputSettings()
+    isolation: IsolationSettings = IsolationSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     neighbours: NeighbourSettings = NeighbourSettings()
 
@@ -165,7 +172,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
-    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours",
+    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation",
 )  # fmt: skip
 
 

@@ -253,7 +253,7 @@ class LocalExecutor(AnalysisExecutor):
             ),
             limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
             outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),
-            identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision,
+            identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision, isolation=settings.isolation,
             neighbours=settings.neighbours,
         )  # fmt: skip
 

@@ -11,7 +11,14 @@ import msgspec
 
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.settings import IdentitySettings, MessageSettings, NeighbourSettings, OutputSettings, SupervisionSettings
+from forge_orchestration.settings import (
+    IdentitySettings,
+    IsolationSettings,
+    MessageSettings,
+    NeighbourSettings,
+    OutputSettings,
+    SupervisionSettings,
+)
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +67,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     output_caps: OutputSettings
     supervision: SupervisionSettings
     neighbours: NeighbourSettings = NeighbourSettings()
+    isolation: IsolationSettings = IsolationSettings()
 
 
 def plan_from_json(data: bytes) -> LaunchPlan:

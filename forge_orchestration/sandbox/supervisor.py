@@ -130,6 +130,12 @@ class Supervisor:
                 "scratch_limit": workspace.protection,
                 "precedence": standing.protection,
             }
+            for name, state in protections.items():
+                if state.startswith("off") and name not in plan.isolation.may_be_off:
+                    raise SandboxError(
+                        f"The protection '{name}' is {state}.",
+                        "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
+                    )
             self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)

@@ -47,6 +47,7 @@ from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.settings import (
     CgroupSettings,
     IdentitySettings,
+    IsolationSettings,
     MessageSettings,
     NeighbourSettings,
     OutputSettings,
@@ -90,6 +91,7 @@ PLAN = LaunchPlan(
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
     neighbours=NeighbourSettings(cpu_weight=2, cpu_slice_ms=0.5, oom_score_adj=3, read_bytes_per_s=2**40, writes_per_s=4),
+    isolation=IsolationSettings(may_be_off=()),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 SPEC = AnalysisSpec(
@@ -135,7 +137,7 @@ EXAMPLES: list[msgspec.Struct] = [
     Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
     Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
            file_size_bytes=8),
-    OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
+    IsolationSettings(may_be_off=()), OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
 ]  # fmt: skip
 # they stay in the process that made them
 NOT_SERIALISED = {
