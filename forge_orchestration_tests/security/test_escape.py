@@ -224,20 +224,29 @@ def test_each_execution_has_a_uid_of_its_own(arena: Arena, forge: Forge) -> None
     assert len(set(uids)) == 4 and all(int(uid) >= 1_879_000_000 for uid in uids)
 
 
+REPOSITORIES = {
+    "a monitor": "[core]\n\tfsmonitor = \"touch '{ran}'; false\"\n",
+    "a filter": '[filter "harm"]\n\tclean = "touch \'{ran}\'; cat"\n',
+}
+
+
+@pytest.mark.parametrize("form", REPOSITORIES)
 @pytest.mark.xfail(raises=StillOpen, strict=True, reason="git obeys the configuration of the repository that it looks at")
-def test_a_hostile_repository(arena: Arena, tmp_path: Path) -> None:
+def test_a_hostile_repository(arena: Arena, tmp_path: Path, form: str) -> None:
     """An analysis' folder is a git repository whose configuration names a program; Forge asks git about the folder, outside."""
     prerequisite(shutil.which("git"), "git is not installed")
     folder = tmp_path / "analysis"
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     (folder / "analysis.yaml").write_text("description: hostile\nruntime: forge-python\ncommand: [python, attack.py]\n")
-    (folder / "attack.py").write_text("print('inside')\n")
+    (folder / "attack.py").write_text("print('outside')\n")
+    (folder / ".gitattributes").write_text("* filter=harm\n")
     git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
+    (folder / "attack.py").write_text("print('inside')\n")  # of another size: git has to look into it
     ran = tmp_path / "ran outside"
     with open(folder / ".git" / "config", "a") as file:
-        file.write(f"[core]\n\tfsmonitor = \"touch '{ran}'; false\"\n")
+        file.write(REPOSITORIES[form].format(ran=ran))
     beats = arena.neighbour.beats()
     record = forge_orchestration.run(str(folder), limits=LIMITS)
     arena.look_around(record, beats)
