@@ -183,7 +183,7 @@ class Arena:
     def look_around(self, record: ExecutionRecord, beats: int) -> None:
         """Everything that no execution may touch, after the one of `record`."""
         assert record.status.is_final and record.isolation is not None, record.message
-        assert record.violations == "not counted"
+        assert isinstance(record.violations, dict), record.violations
         # where the supervisor would say that it has failed itself
         closed(not Path(record.folder, "supervisor.log").exists(), record.message)
         self._assert_cleaned_up(record)
