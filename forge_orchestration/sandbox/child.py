@@ -210,6 +210,7 @@ def start_child(
         for fd in (stdout, stderr, complaints):
             os.set_blocking(fd, False)
         null = given(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        nothing = given(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
         files = {
             view.PARAMS: given(_file(plan.parameters_json)),
             view.README: given(_file(view.README_TEXT)),
@@ -244,7 +245,7 @@ def start_child(
             join_files=group.join_files, open_files=plan.limits.open_files,
             file_size_bytes=plan.limits.scratch_bytes if limit_file_size else None, neighbours=plan.neighbours,
         )  # fmt: skip
-        entrant.send(launch, status, (null, stdout_w, stderr_w))
+        entrant.send(launch, status, (nothing, stdout_w, stderr_w))
     child = Child(pid, entrant, stdout, stderr, complaints, messages_fd, standing, hold)
     try:
         yield child

@@ -1,13 +1,8 @@
-"""How inputs are mounted for an execution that has a uid of its own, when a plain read-only mount would not do.
+"""Inputs that their owner alone may read, for an execution that has a uid of its own.
 
-A *file or folder that its owner alone may read*: copying it would cost room and time, and making it readable would show it to
-others. Instead it is mounted with the execution's uid in the place of the owner's (an idmapped mount): on that mount, and nowhere
-else, the execution is the owner.
-
-A *folder*: a read-only mount stops neither a connection to a socket nor a write to a FIFO that someone makes in it later, nor a
-lock that makes the host's programs wait. Beneath an overlay file system these are the sandbox's own, and lead nowhere.
-
-All of it is mounted in the supervisor's own mount namespace, from descriptors, and goes with it.
+Copying them would cost room and time, and making them readable would show them to others. Instead the supervisor mounts each, in
+its own mount namespace, with the execution's uid in the place of the owner's (an idmapped mount): on that mount, and nowhere
+else, the execution is the owner, and the mount is read-only.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SandboxError
-from forge_orchestration.sandbox import linux, view
+from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 
@@ -35,14 +30,13 @@ def mounted_inputs(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterat
     Raises:
         SandboxError: A file system knows no such mounts, or an input is not the one that was checked any more.
     """
-    inputs = [bind for bind in plan.binds if bind.target.startswith(f"{view.INPUTS}/")]
-    special = [bind for bind in inputs if bind.owner is not None or os.path.isdir(bind.source)]
-    if identity.mode != "own_uid" or not special:
+    private = [bind for bind in plan.binds if bind.owner is not None]
+    if identity.mode != "own_uid" or not private:
         yield plan
         return
     points: list[Path] = []
     try:
-        mounted = {bind.target: _mounted(bind, identity, folder / f"input-{number}", points) for number, bind in enumerate(special)}
+        mounted = {bind.target: _mounted(bind, identity, folder / f"input-{number}", points) for number, bind in enumerate(private)}
         yield msgspec.structs.replace(plan, binds=tuple(mounted.get(bind.target, bind) for bind in plan.binds))
     finally:
         for point in reversed(points):
@@ -55,17 +49,14 @@ def _mounted(bind: Bind, identity: Identity, point: Path, points: list[Path]) ->
         facts = os.fstat(source)
         if (facts.st_dev, facts.st_ino) != (bind.device, bind.inode):
             raise SandboxError(f"{bind.source} changed before it was mounted: not the file that was checked.")
-        if bind.owner is not None:
-            source = _reopened(source, _idmapped(source, bind, identity, point, points))
-        if os.path.isdir(f"/proc/self/fd/{source}"):
-            point = _overlaid(source, bind, point, points)
-        facts = os.stat(point)
+        _idmapped(source, bind, identity, point)
+        points.append(point)
     finally:
         os.close(source)
-    return msgspec.structs.replace(bind, source=os.fspath(point), device=facts.st_dev, inode=facts.st_ino)
+    return msgspec.structs.replace(bind, source=os.fspath(point))
 
 
-def _idmapped(source: int, bind: Bind, identity: Identity, point: Path, points: list[Path]) -> Path:
+def _idmapped(source: int, bind: Bind, identity: Identity, point: Path) -> None:
     assert bind.owner is not None
     try:
         if os.path.isdir(f"/proc/self/fd/{source}"):
@@ -79,25 +70,3 @@ def _idmapped(source: int, bind: Bind, identity: Identity, point: Path, points: 
             f"Input {bind.source} can be read by its owner alone, and cannot be shown to an execution: {error.strerror}.",
             f"Its file system knows no idmapped mounts. Let others read it (chmod o+r {bind.source}), or put it elsewhere.",
         ) from error
-    points.append(point)
-    return point
-
-
-def _overlaid(source: int, bind: Bind, point: Path, points: list[Path]) -> Path:
-    empty, top = point.with_name(f"{point.name}-empty"), point.with_name(f"{point.name}-top")
-    empty.mkdir(mode=0o755)
-    top.mkdir(mode=0o755)
-    try:
-        linux.mount_overlay(source, empty, top)
-    except OSError as error:
-        raise SandboxError(
-            f"Input folder {bind.source} cannot be mounted beneath an overlay: {error.strerror}.",
-            "Name its files as inputs one by one, or put it on a file system that can be (ext4, XFS, btrfs, NFS …).",
-        ) from error
-    points.append(top)
-    return top
-
-
-def _reopened(source: int, path: Path) -> int:
-    os.close(source)
-    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-_MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME, MS_REC, MS_PRIVATE = 1, 2, 4, 1024, 16384, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOATIME, MS_REC, MS_PRIVATE = 2, 4, 1024, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -70,13 +70,6 @@ def mount_ext4(device: str, target: Path) -> None:
     flags = MS_NOSUID | MS_NODEV | MS_NOATIME
     options = b"barrier=0,noinit_itable"
     _check(_libc.mount(device.encode(), os.fsencode(target), b"ext4", flags, options), "mount", str(target))
-
-
-def mount_overlay(lower: int, empty: Path, target: Path) -> None:
-    """Mount a read-only overlay of the folder behind the descriptor `lower` at `target`; it wants a second folder, an empty one."""
-    flags = _MS_RDONLY | MS_NOSUID | MS_NODEV
-    options = f"lowerdir=/proc/self/fd/{lower}:{empty}".encode()
-    _check(_libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, options), "mount", str(target))
 
 
 def unmount(target: Path) -> None:
