@@ -146,6 +146,11 @@ def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, i
         if stat.S_ISLNK(facts.st_mode):
             return "link " + os.fsencode(os.readlink(name, dir_fd=folder_fd)).hex(), 0
         if stat.S_ISDIR(facts.st_mode):
+            if facts.st_dev != os.fstat(folder_fd).st_dev:
+                raise SpecError(
+                    f"'{name}' in an input folder is a mount point: what is mounted there would not be seen in the sandbox.",
+                    "Name it as an input of its own.",
+                )
             return "folder", 0
         # a read-only mount stops neither a connection to a socket nor a write to a FIFO: the host would be reachable
         raise SpecError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from forge_orchestration.settings import OutputSettings
 
 _CHUNK = 1 << 20
 _MAX_PATH_BYTES = 2048  # the kernel takes 4096 at once, and the execution's own folder comes before it
+_MORE_ENTRIES = 1000  # than files that can be kept: the first of what cannot be is listed
 _MAX_SHOWN = 200  # a record may list thousands of them
 _KINDS = {
     stat.S_ISLNK: "a link", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device",
@@ -47,8 +49,6 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
     outputs: list[OutputFacts] = []
     rejected: list[RejectedOutput] = []
     left = max_bytes
-    # an ordinary user's execution is the same user, and may have closed it; nothing of it runs any more
-    os.chmod(source, 0o700)
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for path, parent_fd, name, why in _walk(root, caps):
@@ -87,7 +87,15 @@ def _walk(root: int, caps: OutputSettings) -> Iterator[tuple[bytes, int, bytes, 
             yield folder, root, b"", f"its folder cannot be read ({error.strerror})"
             continue
         try:
-            entries = [os.fsencode(name) for name in os.listdir(fd)]
+            with os.scandir(fd) as listing:  # never the whole list: a folder may have more entries than there is memory
+                entries = [os.fsencode(entry.name) for entry in itertools.islice(listing, caps.max_files + _MORE_ENTRIES)]
+            if len(entries) == caps.max_files + _MORE_ENTRIES:
+                yield (
+                    folder or b".",
+                    root,
+                    b"",
+                    f"it has more than {caps.max_files + _MORE_ENTRIES - 1} entries, and the rest is not looked at",
+                )
             for name in sorted(entries):
                 path = folder + b"/" + name if folder else name
                 try:

@@ -52,7 +52,7 @@ def arguments(
     argv += ["--die-with-parent"]  # tied to the supervisor, which is single-threaded: a dead one leaves nothing running
     argv += ["--new-session", "--cap-drop", "ALL"]
     if identity.mode != "own_uid":
-        argv += ["--unshare-user", "--disable-userns", "--uid", str(identity.uid), "--gid", str(identity.gid)]
+        argv += ["--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid)]
     argv += _system(plan)
     for path, fd in files.items():
         # a file of the root itself, which is made read-only below, costs less than a mount
@@ -144,6 +144,9 @@ def verify_command(identity: Identity, pid: int, keeper: int, membership: set[st
     if missing := membership - _groups(_read(f"/proc/{pid}/cgroup")):
         raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
     if identity.mode == "user_namespace":
+        # of the same user as bubblewrap's processes, and so able to take them over, if it were in their namespace
+        if _namespace(pid, "user") == _namespace(keeper, "user"):
+            raise SandboxError("The command would start in the user namespace of bubblewrap's own processes.")
         # the host's id in the middle is that of this process, which lies outside of the sandbox' namespace
         _, outside, count = _read(f"/proc/{pid}/uid_map").split()
         if (int(outside), int(count)) != (identity.uid, 1):

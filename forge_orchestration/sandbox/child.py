@@ -29,6 +29,7 @@ from forge_orchestration.sandbox.plan import LaunchPlan
 # bubblewrap's own command: it waits for an end of its input that comes when the supervisor ends, however that does
 _PLACEHOLDER = ("/usr/bin/cat",)
 _DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+_END_TIMEOUT_S = 30.0
 _BLOCK_BYTES = 512  # the unit of rusage
 
 
@@ -72,7 +73,8 @@ class Child:
         """
         while self._inner < 0:
             self.hear()
-        self.channel.send(entry.ENTER)
+        with contextlib.suppress(BrokenPipeError):  # it has failed, and its word for why is waiting
+            self.channel.send(entry.ENTER)
 
     def hear(self) -> int | None:
         """Take one word of the entrant or the command-to-be; returns the descriptor of the filter with the latter's.
@@ -130,13 +132,27 @@ class Child:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._inner, signal.SIGKILL)
             else:
-                os.kill(self._pid, signal.SIGKILL)
+                self._kill_before_keeper()
+
+    def _kill_before_keeper(self) -> None:
+        """Bubblewrap has not said who its inner process is: while it is young, the outer one's end is not the inner one's."""
+        os.kill(self._pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(OSError), open(f"/proc/{self._pid}/task/{self._pid}/children") as file:
+            for pid in file.read().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        os.kill(self._pid, signal.SIGKILL)
 
     def end(self) -> None:
         """The same, and wait until it is done."""
         self.kill()
         if self._inner >= 0:
-            select.select([self._inner], [], [])  # the mounts have gone with it; the outer process follows
+            # the mounts have gone with it; the outer process follows
+            if not select.select([self._inner], [], [], _END_TIMEOUT_S)[0]:
+                raise SandboxError(
+                    f"bubblewrap's process {self.inner_pid} does not end.", "Something of it may hang in the kernel."
+                )
         else:
             self._reap()
 
@@ -166,6 +182,8 @@ class Child:
 
     def _reap(self) -> int:
         if self._ended is None:
+            if not select.select([self.keeper], [], [], _END_TIMEOUT_S)[0]:
+                raise SandboxError(f"bubblewrap's process {self._pid} does not end.", "Something of it may hang in the kernel.")
             _, status, used = os.wait4(self._pid, 0)
             self._ended = status
             # its inner process adopts and reaps what the command leaves behind
@@ -173,7 +191,8 @@ class Child:
         return self._ended
 
     def _given_up(self) -> SandboxError:
-        """What bubblewrap said when it could not make the sandbox."""
+        """What bubblewrap said when it could not make the sandbox; it is killed if it has not ended."""
+        self.kill()
         code = os.waitstatus_to_exitcode(self._reap())
         said = ""
         with contextlib.suppress(BlockingIOError):

@@ -156,6 +156,18 @@ def _start(channel: socket.socket, launch: Launch, standard: list[int], keeper: 
     return Ended(status=status, blocks_read=used.ru_inblock, blocks_written=used.ru_oublock)
 
 
+def _leave_user_namespace(identity: Identity) -> None:
+    """Go into a user namespace inside bubblewrap's.
+
+    bubblewrap's processes are outside of the cgroup and the filter, and here they belong to the same user as the command: in one
+    namespace with them it could write into their memory. From inside another it has no rights over them.
+    """
+    linux.unshare(linux.CLONE_NEWUSER)
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", f"{identity.uid} {identity.uid} 1")
+    write("/proc/self/gid_map", f"{identity.gid} {identity.gid} 1")
+
+
 def _become_command(channel: socket.socket, launch: Launch, standard: list[int], sandbox: int) -> None:
     os.setsid()  # no controlling terminal to push characters into
     program, words = seccomp.filter_program(), last_words(launch)
@@ -164,11 +176,12 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     for path in launch.join_files:  # by the host's paths, and so before the mounts change
         write(path, "0")
     precedence.stand_back(launch.neighbours)
-    if launch.identity.mode == "user_namespace":  # bubblewrap has made a second one inside the first, which allows no third
-        linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER | _INSIDE)
-    else:
-        linux.enter_namespaces(sandbox, _INSIDE)
+    if launch.identity.mode == "user_namespace":
+        write("/proc/sys/user/max_user_namespaces", "1")  # of bubblewrap's, in which this process is: the one below, and no further
+    linux.enter_namespaces(sandbox, _INSIDE)
     linux.unshare(linux.CLONE_NEWCGROUP)  # its own group is the root that it sees
+    if launch.identity.mode == "user_namespace":
+        _leave_user_namespace(launch.identity)
     os.chdir(view.SCRATCH)
     os.umask(0o022)
     # 0 would still hand a core to a host's handler that is a pipe; 1 does not

@@ -84,6 +84,7 @@ def user_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int
     if (pid := os.fork()) == 0:
         try:
             unshare(CLONE_NEWUSER)
+            die_with_parent(signal.SIGKILL)
             os.write(tell, b".")
             os.close(tell)
             signal.pause()
@@ -219,7 +220,8 @@ def _system_call(name: str) -> int:
 def set_time_slice(nanoseconds: int) -> None:
     """Let this thread, and what it starts, compute so long before it is another's turn; a kernel older than 6.12 ignores it."""
     # struct sched_attr: size, policy (normal), flags, nice, priority, runtime, deadline, period
-    attributes = struct.pack("=IIQiIQQQ", _SCHED_ATTR_BYTES, 0, 0, 0, 0, nanoseconds, 0, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = struct.pack("=IIQiIQQQ", _SCHED_ATTR_BYTES, 0, 0, nice, 0, nanoseconds, 0, 0)
     _check(_libc.syscall(_system_call("sched_setattr"), 0, attributes, 0), "sched_setattr")
 
 

@@ -15,6 +15,7 @@ from forge_orchestration.errors import HostError
 
 _CLONE_NEW_ANY = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag: mnt, cgroup, uts, ipc, user, pid, net, and time
 _NAMESPACE_FLAGS = tuple(1 << bit for bit in range(32) if _CLONE_NEW_ANY & (1 << bit) and bit != 7)
+_CLONE_PARENT = 0x8000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _RLIMIT_CORE = 4
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
@@ -60,6 +61,8 @@ def filter_program() -> bytes:
             _refuse(pyseccomp, rules, refuse, call)
     for flag in _NAMESPACE_FLAGS:
         rules.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+    # a sibling of the caller would be a child of a process outside, which does not wait for it
+    rules.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_PARENT, _CLONE_PARENT))
     # clone3 hides its flags in memory, where a filter cannot look: ENOSYS makes the C library use clone
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for request in (_TIOCSTI, _TIOCLINUX):

@@ -50,7 +50,7 @@ def serve(control: socket.socket, hello: Hello) -> None:
     control.send(msgspec.json.encode(Greeting(site=site)))
     while True:
         pid, standby = _fork_standby(control, hello)  # ahead of the request, off its path
-        folder, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
+        folder, descriptors = _received(control)
         if not folder:
             return
         try:
@@ -95,16 +95,24 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if os.geteuid() == 0:
         linux.unshare_mounts()
+    entrant = Entrant()  # before there is a claim and an image, which it would hold too
     ahead = prepare_ahead(hello)
-    entrant = Entrant()
     linux.own_memory()
-    folder, descriptors, _, _ = socket.recv_fds(spawner, 4096, 1)
+    folder, descriptors = _received(spawner)
     spawner.close()
     if folder:
         plan = read_plan(Path(os.fsdecode(folder)))
         Supervisor(plan, socket.socket(fileno=descriptors[0]), entrant, ahead).run()
     elif ahead is not None:
         ahead.release(ended=True)
+
+
+def _received(sender: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors, which no program that is started later inherits."""
+    packet, descriptors, _, _ = socket.recv_fds(sender, 4096, 1)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return packet, descriptors
 
 
 def _warm_up() -> None:
@@ -122,6 +130,7 @@ def _warm_up() -> None:
 
 def main() -> None:
     """Entry point of the process. Where systemd is to delegate a group, it starts itself again in a scope of its own."""
+    os.closerange(3, 1 << 20)  # what the caller's shell left open
     if sys.argv[1:2] == [_IN_SCOPE]:
         hello = msgspec.json.decode(sys.argv[2], type=Hello)
     else:

@@ -147,16 +147,18 @@ class Supervisor:
             child.end()
             self._drain(child)
         wall_s = ended - child.released_at if child.released_at else 0.0
-        if os.listdir(workspace.folder / "outputs"):  # else nobody could see it
-            self._update(status=Status.COLLECTING)
+        outputs = workspace.folder / "outputs"
+        # an ordinary user's execution is the same user, and may have closed it; nothing of it runs any more
+        os.chmod(outputs, 0o700)
+        with os.scandir(outputs) as entries:
+            if next(entries, None) is not None:  # else nobody could see it
+                self._update(status=Status.COLLECTING)
         try:
             self._pump.finish()
         except MessageViolation as violation:
             if child.exit_status == 0:
                 self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
-        collected = collect_outputs(
-            workspace.folder / "outputs", self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes
-        )
+        collected = collect_outputs(outputs, self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes)
         self._verdict = self._facts(collected, counters, child, wall_s, full, workspace, logs)
 
     def _facts(
