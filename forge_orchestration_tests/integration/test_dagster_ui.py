@@ -139,7 +139,8 @@ def test_what_an_analysis_sees_is_its_own_and_its_cgroup_is_seen_from_outside(de
     assert "python" in names
     assert not any(record["execution_id"] in line for line in seen["cgroup"]), "its own cgroup is the root of what it sees"
     assert seen["network"]["interfaces"] == ["lo"]
-    assert {process["name"] for process in seen["processes"]} == {"bwrap", "cat", "python"}
+    # bubblewrap's placeholder may begin after the analysis
+    assert {process["name"] for process in seen["processes"]} - {"cat"} == {"bwrap", "python"}
     assert not any(name.startswith("DAGSTER") or name in ("FORGE_HOME", "PYTHONPATH") for name in seen["environment"])
     assert str(deployment.home) not in json.dumps(seen["environment"])
     assert {"/forge/analysis", "/forge/outputs", "/forge/runtime"} <= {mount["path"] for mount in seen["mounts"]}
