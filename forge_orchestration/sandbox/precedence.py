@@ -19,12 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.record import Enforced
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.base import read, write
+from forge_orchestration.sandbox.cgroups.find import REMEDY, CgroupSite, find_site, scope_prefix
 from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.settings import NeighbourSettings
+from forge_orchestration.settings import NeighbourSettings, Settings
 
 _V1_SHARES = 1024  # what cgroup v1 gives a group that v2 gives a weight of 100
 _NANOSECONDS = 1_000_000
@@ -44,22 +45,34 @@ def hold_back(plan: LaunchPlan) -> Standing:
     Raises:
         SandboxError: A disk limit that the deployment demands cannot be had.
     """
-    site, settings = plan.cgroup, plan.neighbours
     limits = _limit_disks(plan)
-    name, scale = ("cpu.shares", _V1_SHARES / 100) if site.version == 1 else ("cpu.weight", 1.0)
-    path = Path(site.mounts["cpu" if site.version == 1 else "unified"], site.parent, name)
-    wanted = max(2, round(settings.cpu_weight * scale)) if site.version == 1 else settings.cpu_weight
+    path, wanted = _weight(plan.cgroup, plan.neighbours)
     try:
         if (found := int(read(path))) != wanted:
             write(path, str(wanted))
             found = int(read(path))
     except OSError as error:
-        return Standing(
-            enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. Once: sudo deploy/delegate-cgroup $USER"
-        )
+        return Standing(enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. {REMEDY}")
     if found != wanted:
         return Standing(enforced=limits, protection=f"off: {path} was set to {wanted} and says {found}")
-    return Standing(enforced=limits | {"cpu_weight": Enforced(value=round(found / scale), source=str(path))})
+    return Standing(enforced=limits | {"cpu_weight": Enforced(value=plan.neighbours.cpu_weight, source=str(path))})
+
+
+def outlook(settings: Settings) -> str:
+    """What executions on this host can be made to do for its other work.
+
+    Raises:
+        HostError: Their weight cannot be set.
+    """
+    neighbours = settings.neighbours
+    sentence = f"executions have a processor weight of {neighbours.cpu_weight}, where others have 100"
+    if linux.time_slice(0) and neighbours.cpu_slice_ms:
+        sentence += f", and time slices of {neighbours.cpu_slice_ms:g} ms"
+    if not scope_prefix(settings.cgroup.parent):  # a scope is ours
+        path, wanted = _weight(find_site(settings.cgroup.parent), neighbours)
+        if path.exists() and read(path) != str(wanted) and not os.access(path, os.W_OK):
+            raise HostError(f"{path} is {read(path)}, not {wanted}, and cannot be written.", REMEDY)
+    return sentence
 
 
 def stand_back(settings: NeighbourSettings) -> None:
@@ -99,6 +112,13 @@ def _disks(folder: str, others: Iterable[int]) -> set[str]:
             whole = block.resolve().parent if (block / "partition").exists() else block
             found.add(read(whole / "dev"))
     return found
+
+
+def _weight(site: CgroupSite, settings: NeighbourSettings) -> tuple[Path, int]:
+    """The control file of the group that competes with the host's others, and what it is to hold."""
+    if site.version == 1:
+        return Path(site.mounts["cpu"], site.parent, "cpu.shares"), max(2, round(settings.cpu_weight * _V1_SHARES / 100))
+    return Path(site.mounts["unified"], site.parent, "cpu.weight"), settings.cpu_weight
 
 
 def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:

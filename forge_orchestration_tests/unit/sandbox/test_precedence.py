@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux, precedence
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
@@ -21,6 +21,7 @@ from forge_orchestration.settings import (
     NeighbourSettings,
     OutputSettings,
     SupervisionSettings,
+    load_settings,
 )  # fmt: skip
 
 
@@ -85,6 +86,25 @@ def test_a_weight_that_cannot_be_written_is_told_with_the_remedy(v1: Path, tmp_p
     standing = precedence.hold_back(plan(tmp_path, 1, NeighbourSettings()))
     assert standing.protection.startswith("off: ") and "delegate-cgroup" in standing.protection
     assert "cpu_weight" not in standing.enforced
+
+
+@pytest.mark.parametrize(("held", "writable", "fine"), [("102\n", False, True), ("1024\n", True, True), ("1024\n", False, False)])
+def test_what_the_doctor_says(
+    v1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str, writable: bool, fine: bool
+) -> None:
+    v1.write_text(held)
+    monkeypatch.setattr(precedence, "scope_prefix", lambda parent: ())
+    monkeypatch.setattr(
+        precedence, "find_site", lambda parent: CgroupSite(version=1, mounts={"cpu": str(tmp_path)}, parent="forge")
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    settings = load_settings(tmp_path)
+    if fine:
+        assert "weight of 10" in precedence.outlook(settings)
+    else:
+        with pytest.raises(HostError, match="is 1024, not 102") as caught:
+            precedence.outlook(settings)
+        assert "delegate-cgroup" in caught.value.hint
 
 
 def test_a_kernel_that_keeps_another_weight(v1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
