@@ -8,6 +8,7 @@ from pathlib import Path
 import forge_orchestration
 from forge_orchestration.sandbox import linux
 
+_CAP_SYS_RESOURCE = 24
 # in a grandchild: what it inherited, and what becomes of its attempts to be like others
 PROGRAM = """
 import ctypes, json, os, struct, subprocess, sys
@@ -31,6 +32,12 @@ subprocess.run([sys.executable, "-c", INNER], check=True)
 """
 
 
+def may_hold_a_score() -> bool:
+    """With CAP_SYS_RESOURCE a score that was raised is also the least; some hosts have taken it from their root."""
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+
+
 def test_what_stands_back_stays_back(forge_home: Path) -> None:
     import pyseccomp
 
@@ -44,5 +51,5 @@ def test_what_stands_back_stays_back(forge_home: Path) -> None:
     assert record.violations == {"sched_setscheduler": 1, "sched_setparam": 1}
     if linux.time_slice(0):
         assert before[1] == after[1] == 20_000_000 and record.enforced["cpu_slice_ms"].value == 20
-    if record.isolation.mode == "own_uid":  # who raised it had the privilege to keep it there
+    if may_hold_a_score():
         assert attempts[2] == "Permission denied" and after[0] == 1000
