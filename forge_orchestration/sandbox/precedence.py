@@ -24,11 +24,13 @@ from forge_orchestration.model.record import Enforced
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.base import read, write
 from forge_orchestration.sandbox.cgroups.find import REMEDY, CgroupSite, find_site, scope_prefix
+from forge_orchestration.sandbox.cgroups.total import set_slice_properties, slice_of
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.settings import NeighbourSettings, Settings
 
 _V1_SHARES = 1024  # what cgroup v1 gives a group that v2 gives a weight of 100
 _NANOSECONDS = 1_000_000
+_PROPERTIES = {"rbps": "IOReadBandwidthMax", "wbps": "IOWriteBandwidthMax", "riops": "IOReadIOPSMax", "wiops": "IOWriteIOPSMax"}
 _RATES = {"rbps": "read_bytes_per_s", "wbps": "write_bytes_per_s", "riops": "reads_per_s", "wiops": "writes_per_s"}
 
 
@@ -49,10 +51,15 @@ def hold_back(plan: LaunchPlan) -> Standing:
     path, wanted = _weight(plan.cgroup, plan.neighbours)
     try:
         if (found := int(read(path))) != wanted:
-            write(path, str(wanted))
+            if slice_of(plan.cgroup) is None:
+                write(path, str(wanted))
+            else:  # it is systemd's, which would write its own value again some day
+                set_slice_properties(f"CPUWeight={wanted}")
             found = int(read(path))
     except OSError as error:
         return Standing(enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. {REMEDY}")
+    except HostError as error:
+        return Standing(enforced=limits, protection=f"off: {error}")
     if found != wanted:
         return Standing(enforced=limits, protection=f"off: {path} was set to {wanted} and says {found}")
     return Standing(enforced=limits | {"cpu_weight": Enforced(value=plan.neighbours.cpu_weight, source=str(path))})
@@ -68,7 +75,7 @@ def outlook(settings: Settings) -> str:
     sentence = f"executions have a processor weight of {neighbours.cpu_weight}, where others have 100"
     if linux.time_slice(0) and neighbours.cpu_slice_ms:
         sentence += f", and time slices of {neighbours.cpu_slice_ms:g} ms"
-    if not scope_prefix(settings.cgroup.parent):  # a scope is ours
+    if not scope_prefix(settings.cgroup.parent):  # systemd's slice is ours
         path, wanted = _weight(find_site(settings.cgroup.parent), neighbours)
         if path.exists() and read(path) != str(wanted) and not os.access(path, os.W_OK):
             raise HostError(f"{path} is {read(path)}, not {wanted}, and cannot be written.", REMEDY)
@@ -118,7 +125,7 @@ def _weight(site: CgroupSite, settings: NeighbourSettings) -> tuple[Path, int]:
     """The control file of the group that competes with the host's others, and what it is to hold."""
     if site.version == 1:
         return Path(site.mounts["cpu"], site.parent, "cpu.shares"), max(2, round(settings.cpu_weight * _V1_SHARES / 100))
-    return Path(site.mounts["unified"], site.parent, "cpu.weight"), settings.cpu_weight
+    return Path(site.mounts["unified"], slice_of(site) or site.parent, "cpu.weight"), settings.cpu_weight
 
 
 def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
@@ -130,19 +137,25 @@ def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
         raise SandboxError(
             "[neighbours] in settings.toml limits disk transfers, which this host's cgroup v1 cannot.", "Remove those limits."
         )
-    path = Path(site.mounts["unified"], site.parent, "io.max")
+    holder = slice_of(site)
+    path = Path(site.mounts["unified"], holder or site.parent, "io.max")
     names = _disks(plan.scratch_dir, (bind.device for bind in plan.binds))
     if not names:
         raise SandboxError("[neighbours] in settings.toml limits disk transfers, and Forge's files lie on no disk of this host.")
     try:
         held = _rates(path)
         for name in names:
-            if not wanted.items() <= held.get(name, {}).items():
+            if wanted.items() <= held.get(name, {}).items():
+                continue
+            if holder is None:
                 write(path, " ".join([name, *(f"{key}={amount}" for key, amount in wanted.items())]))
+            else:
+                set_slice_properties(*(f"{_PROPERTIES[key]}=/dev/block/{name} {amount}" for key, amount in wanted.items()))
         held = _rates(path)
-    except OSError as error:
+    except (OSError, HostError) as error:
+        why = error.message if isinstance(error, HostError) else error.strerror
         raise SandboxError(
-            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {error.strerror}.",
+            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {why}.",
             "Delegate the io controller, or remove those limits.",
         ) from error
     for name in names:

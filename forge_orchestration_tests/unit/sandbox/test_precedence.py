@@ -122,6 +122,35 @@ def test_disk_limits_on_v2(v2: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_in_a_slice_systemd_is_asked(v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def set_properties(*properties: str) -> None:
+        asked.extend(properties)
+        name, content = (
+            ("cpu.weight", "10") if properties[0].startswith("CPU") else ("io.max", "8:0 rbps=max wbps=5 riops=max wiops=6")
+        )
+        (tmp_path / "forge.slice" / name).write_text(content)
+
+    monkeypatch.setattr(precedence, "set_slice_properties", set_properties)
+    (tmp_path / "forge.slice").mkdir()
+    (tmp_path / "forge.slice/cpu.weight").write_text("100\n")
+    (tmp_path / "forge.slice/io.max").write_text("")
+    inside = plan(tmp_path, 2, NeighbourSettings(write_bytes_per_s=5, writes_per_s=6))
+    inside = msgspec.structs.replace(inside, cgroup=msgspec.structs.replace(inside.cgroup, parent="forge.slice/a.scope"))
+    standing = precedence.hold_back(inside)
+    assert standing.protection == "on" and set(standing.enforced) == {"cpu_weight", "write_bytes_per_s", "writes_per_s"}
+    assert asked == ["IOWriteBandwidthMax=/dev/block/8:0 5", "IOWriteIOPSMax=/dev/block/8:0 6", "CPUWeight=10"]
+    assert precedence.hold_back(inside) == standing and len(asked) == 3, "what is there is not asked for again"
+
+    def refuse(*properties: str) -> None:
+        raise HostError("systemctl cannot limit forge.slice: no.")
+
+    monkeypatch.setattr(precedence, "set_slice_properties", refuse)
+    (tmp_path / "forge.slice/cpu.weight").write_text("100\n")
+    assert precedence.hold_back(inside).protection == "off: systemctl cannot limit forge.slice: no."
+
+
 @pytest.mark.parametrize("held", ["", "8:0 wbps=max", "8:0 wbps=4096", "8:16 wbps=1048576"])
 def test_disk_limits_that_the_kernel_does_not_keep(v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
     monkeypatch.setattr(precedence, "write", lambda path, value: (v2 / "io.max").write_text(held))
