@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from typing import Literal
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.runtimes import catalog, seal
-from forge_orchestration.sandbox import probe
+from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.cgroups.find import expected_site
 from forge_orchestration.sandbox.cgroups.total import within_what_is_above
 from forge_orchestration.settings import Settings, make_home
@@ -36,6 +37,7 @@ def host_checks(settings: Settings) -> list[CheckResult]:
     """What this host can do, each line tried for real, and room on its disk."""
     results = [_attempt(name, check) for name, check in probe.attempts(settings)]
     results.append(_attempt("capacity", lambda: _capacity(settings)))
+    results.append(_attempt("precedence", lambda: precedence.outlook(settings), "warning"))
     results.append(_disk(settings))
     results.append(_memory())
     return results
@@ -63,13 +65,15 @@ def runtime_check(name: str, settings: Settings) -> CheckResult:
     return result(True, f"{build.files} files as sealed (content {build.content_digest[:12]})")
 
 
-def _attempt(name: str, check: Callable[[], str]) -> CheckResult:
+def _attempt(name: str, check: Callable[[], str], severity: Literal["error", "warning"] = "error") -> CheckResult:
     try:
         return CheckResult(name=name, target="host", passed=True, finding=check())
     except ForgeError as error:
-        return CheckResult(name=name, target="host", passed=False, finding=error.message, remedy=error.hint)
+        return CheckResult(name=name, target="host", passed=False, severity=severity, finding=error.message, remedy=error.hint)
     except OSError as error:
-        return CheckResult(name=name, target="host", passed=False, finding=str(error), remedy="See docs/operating.md")
+        return CheckResult(
+            name=name, target="host", passed=False, severity=severity, finding=str(error), remedy="See docs/operating.md"
+        )
 
 
 def _capacity(settings: Settings) -> str:

@@ -19,15 +19,18 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.record import Enforced
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.base import read, write
+from forge_orchestration.sandbox.cgroups.find import REMEDY, CgroupSite, find_site, scope_prefix
+from forge_orchestration.sandbox.cgroups.total import set_slice_properties, slice_of
 from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.settings import NeighbourSettings
+from forge_orchestration.settings import NeighbourSettings, Settings
 
 _V1_SHARES = 1024  # what cgroup v1 gives a group that v2 gives a weight of 100
 _NANOSECONDS = 1_000_000
+_PROPERTIES = {"rbps": "IOReadBandwidthMax", "wbps": "IOWriteBandwidthMax", "riops": "IOReadIOPSMax", "wiops": "IOWriteIOPSMax"}
 _RATES = {"rbps": "read_bytes_per_s", "wbps": "write_bytes_per_s", "riops": "reads_per_s", "wiops": "writes_per_s"}
 
 
@@ -44,22 +47,39 @@ def hold_back(plan: LaunchPlan) -> Standing:
     Raises:
         SandboxError: A disk limit that the deployment demands cannot be had.
     """
-    site, settings = plan.cgroup, plan.neighbours
     limits = _limit_disks(plan)
-    name, scale = ("cpu.shares", _V1_SHARES / 100) if site.version == 1 else ("cpu.weight", 1.0)
-    path = Path(site.mounts["cpu" if site.version == 1 else "unified"], site.parent, name)
-    wanted = max(2, round(settings.cpu_weight * scale)) if site.version == 1 else settings.cpu_weight
+    path, wanted = _weight(plan.cgroup, plan.neighbours)
     try:
         if (found := int(read(path))) != wanted:
-            write(path, str(wanted))
+            if slice_of(plan.cgroup) is None:
+                write(path, str(wanted))
+            else:  # it is systemd's, which would write its own value again some day
+                set_slice_properties(f"CPUWeight={wanted}")
             found = int(read(path))
     except OSError as error:
-        return Standing(
-            enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. Once: sudo deploy/delegate-cgroup $USER"
-        )
+        return Standing(enforced=limits, protection=f"off: {path} cannot be set: {error.strerror}. {REMEDY}")
+    except HostError as error:
+        return Standing(enforced=limits, protection=f"off: {error}")
     if found != wanted:
         return Standing(enforced=limits, protection=f"off: {path} was set to {wanted} and says {found}")
-    return Standing(enforced=limits | {"cpu_weight": Enforced(value=round(found / scale), source=str(path))})
+    return Standing(enforced=limits | {"cpu_weight": Enforced(value=plan.neighbours.cpu_weight, source=str(path))})
+
+
+def outlook(settings: Settings) -> str:
+    """What executions on this host can be made to do for its other work.
+
+    Raises:
+        HostError: Their weight cannot be set.
+    """
+    neighbours = settings.neighbours
+    sentence = f"executions have a processor weight of {neighbours.cpu_weight}, where others have 100"
+    if linux.time_slice(0) and neighbours.cpu_slice_ms:
+        sentence += f", and time slices of {neighbours.cpu_slice_ms:g} ms"
+    if not scope_prefix(settings.cgroup.parent):  # systemd's slice is ours
+        path, wanted = _weight(find_site(settings.cgroup.parent), neighbours)
+        if path.exists() and read(path) != str(wanted) and not os.access(path, os.W_OK):
+            raise HostError(f"{path} is {read(path)}, not {wanted}, and cannot be written.", REMEDY)
+    return sentence
 
 
 def stand_back(settings: NeighbourSettings) -> None:
@@ -101,6 +121,13 @@ def _disks(folder: str, others: Iterable[int]) -> set[str]:
     return found
 
 
+def _weight(site: CgroupSite, settings: NeighbourSettings) -> tuple[Path, int]:
+    """The control file of the group that competes with the host's others, and what it is to hold."""
+    if site.version == 1:
+        return Path(site.mounts["cpu"], site.parent, "cpu.shares"), max(2, round(settings.cpu_weight * _V1_SHARES / 100))
+    return Path(site.mounts["unified"], slice_of(site) or site.parent, "cpu.weight"), settings.cpu_weight
+
+
 def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
     wanted = {key: amount for key, field in _RATES.items() if (amount := getattr(plan.neighbours, field)) is not None}
     if not wanted:
@@ -110,19 +137,25 @@ def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
         raise SandboxError(
             "[neighbours] in settings.toml limits disk transfers, which this host's cgroup v1 cannot.", "Remove those limits."
         )
-    path = Path(site.mounts["unified"], site.parent, "io.max")
+    holder = slice_of(site)
+    path = Path(site.mounts["unified"], holder or site.parent, "io.max")
     names = _disks(plan.scratch_dir, (bind.device for bind in plan.binds))
     if not names:
         raise SandboxError("[neighbours] in settings.toml limits disk transfers, and Forge's files lie on no disk of this host.")
     try:
         held = _rates(path)
         for name in names:
-            if not wanted.items() <= held.get(name, {}).items():
+            if wanted.items() <= held.get(name, {}).items():
+                continue
+            if holder is None:
                 write(path, " ".join([name, *(f"{key}={amount}" for key, amount in wanted.items())]))
+            else:
+                set_slice_properties(*(f"{_PROPERTIES[key]}=/dev/block/{name} {amount}" for key, amount in wanted.items()))
         held = _rates(path)
-    except OSError as error:
+    except (OSError, HostError) as error:
+        why = error.message if isinstance(error, HostError) else error.strerror
         raise SandboxError(
-            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {error.strerror}.",
+            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {why}.",
             "Delegate the io controller, or remove those limits.",
         ) from error
     for name in names:

@@ -42,7 +42,7 @@ class Total:
         quota = math.inf if capacity.cpus is None else float(max(1000, round(capacity.cpus * CPU_PERIOD_US)))
         self._wanted = {"memory": float(page_rounded(capacity.memory_bytes)), "pids": float(capacity.pids), "cpu": quota}
         self._paths = _paths(site, f"{site.parent}/executions")
-        holder = _slice(site)
+        holder = slice_of(site)
         self._slice = None if holder is None else _paths(site, holder)
         if site.version == 1:
             _count_children(self._paths["memory"].parent)
@@ -71,7 +71,7 @@ class Total:
 
 def within_what_is_above(capacity: Capacity, site: CgroupSite) -> Capacity:
     """`capacity`, or what the groups above executions have if that is less: somebody limited them, or the user's session."""
-    holder = _slice(site)
+    holder = slice_of(site)
     top = Path(site.parent) if holder is None else Path(holder).parent
     above = [_paths(site, str(group)) for group in (top, *top.parents)]
     memory, pids = (
@@ -87,7 +87,7 @@ def _paths(site: CgroupSite, group: str) -> dict[str, Path]:
     return {what: Path(site.mounts[mount], group, name) for what, (mount, name) in _FILES[site.version].items()}
 
 
-def _slice(site: CgroupSite) -> str | None:
+def slice_of(site: CgroupSite) -> str | None:
     """The slice that the site's scope is in; None where it is in no scope."""
     above, found, _ = site.parent.rpartition(f"{SLICE}/")
     return above + SLICE if found and site.version == 2 else None
@@ -142,13 +142,23 @@ def _hold_slice(paths: dict[str, Path], wanted: dict[str, float], raise_only: bo
     new = {what: max(found[what], amount) if raise_only else amount for what, amount in allowed.items()}
     if new == found:
         return
-    import subprocess  # here, because it is slow to load and seldom needed
-
-    properties = [
+    set_slice_properties(
         f"MemoryMax={_or_infinity(new['memory'])}",
         f"TasksMax={_or_infinity(new['pids'])}",
         "CPUQuota=" + ("" if new["cpu"] == math.inf else f"{new['cpu'] * 100 / CPU_PERIOD_US:g}%"),
-    ]
+    )
+    for what, path in paths.items():
+        _expect(path, new[what])
+
+
+def set_slice_properties(*properties: str) -> None:
+    """Have systemd set properties of our slice, until the next boot.
+
+    Raises:
+        HostError: It does not.
+    """
+    import subprocess  # here, because it is slow to load and seldom needed
+
     user = () if os.geteuid() == 0 else ("--user",)
     command = ["systemctl", *user, "set-property", "--runtime", SLICE, *properties]
     try:
@@ -157,8 +167,6 @@ def _hold_slice(paths: dict[str, Path], wanted: dict[str, float], raise_only: bo
         raise HostError(f"systemctl cannot limit {SLICE}: {error}.", "See: forge doctor") from error
     if done.returncode != 0:
         raise HostError(f"systemctl cannot limit {SLICE}: {' '.join(done.stderr.split())[-300:]}", "See: forge doctor")
-    for what, path in paths.items():
-        _expect(path, new[what])
 
 
 def _or_infinity(amount: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux, precedence
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
@@ -21,6 +21,7 @@ from forge_orchestration.settings import (
     NeighbourSettings,
     OutputSettings,
     SupervisionSettings,
+    load_settings,
 )  # fmt: skip
 
 
@@ -87,6 +88,25 @@ def test_a_weight_that_cannot_be_written_is_told_with_the_remedy(v1: Path, tmp_p
     assert "cpu_weight" not in standing.enforced
 
 
+@pytest.mark.parametrize(("held", "writable", "fine"), [("102\n", False, True), ("1024\n", True, True), ("1024\n", False, False)])
+def test_what_the_doctor_says(
+    v1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str, writable: bool, fine: bool
+) -> None:
+    v1.write_text(held)
+    monkeypatch.setattr(precedence, "scope_prefix", lambda parent: ())
+    monkeypatch.setattr(
+        precedence, "find_site", lambda parent: CgroupSite(version=1, mounts={"cpu": str(tmp_path)}, parent="forge")
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: writable)
+    settings = load_settings(tmp_path)
+    if fine:
+        assert "weight of 10" in precedence.outlook(settings)
+    else:
+        with pytest.raises(HostError, match="is 1024, not 102") as caught:
+            precedence.outlook(settings)
+        assert "delegate-cgroup" in caught.value.hint
+
+
 def test_a_kernel_that_keeps_another_weight(v1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precedence, "write", lambda path, value: None)
     standing = precedence.hold_back(plan(tmp_path, 1, NeighbourSettings()))
@@ -100,6 +120,35 @@ def test_disk_limits_on_v2(v2: Path, tmp_path: Path) -> None:
     assert {name: one.value for name, one in standing.enforced.items()} == {
         "write_bytes_per_s": 1 << 20, "reads_per_s": 500, "cpu_weight": 10,
     }  # fmt: skip
+
+
+def test_in_a_slice_systemd_is_asked(v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def set_properties(*properties: str) -> None:
+        asked.extend(properties)
+        name, content = (
+            ("cpu.weight", "10") if properties[0].startswith("CPU") else ("io.max", "8:0 rbps=max wbps=5 riops=max wiops=6")
+        )
+        (tmp_path / "forge.slice" / name).write_text(content)
+
+    monkeypatch.setattr(precedence, "set_slice_properties", set_properties)
+    (tmp_path / "forge.slice").mkdir()
+    (tmp_path / "forge.slice/cpu.weight").write_text("100\n")
+    (tmp_path / "forge.slice/io.max").write_text("")
+    inside = plan(tmp_path, 2, NeighbourSettings(write_bytes_per_s=5, writes_per_s=6))
+    inside = msgspec.structs.replace(inside, cgroup=msgspec.structs.replace(inside.cgroup, parent="forge.slice/a.scope"))
+    standing = precedence.hold_back(inside)
+    assert standing.protection == "on" and set(standing.enforced) == {"cpu_weight", "write_bytes_per_s", "writes_per_s"}
+    assert asked == ["IOWriteBandwidthMax=/dev/block/8:0 5", "IOWriteIOPSMax=/dev/block/8:0 6", "CPUWeight=10"]
+    assert precedence.hold_back(inside) == standing and len(asked) == 3, "what is there is not asked for again"
+
+    def refuse(*properties: str) -> None:
+        raise HostError("systemctl cannot limit forge.slice: no.")
+
+    monkeypatch.setattr(precedence, "set_slice_properties", refuse)
+    (tmp_path / "forge.slice/cpu.weight").write_text("100\n")
+    assert precedence.hold_back(inside).protection == "off: systemctl cannot limit forge.slice: no."
 
 
 @pytest.mark.parametrize("held", ["", "8:0 wbps=max", "8:0 wbps=4096", "8:16 wbps=1048576"])
