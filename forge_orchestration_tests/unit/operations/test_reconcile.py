@@ -21,7 +21,7 @@ DEAD = (2**22 + 5, 17)
 @pytest.fixture
 def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
     # claims are the host's: other tests' executions are at work there
-    monkeypatch.setattr("forge_orchestration.operations.reconcile.CLAIMS", settings.home / "no claims")
+    monkeypatch.setattr("forge_orchestration.sandbox.identity.CLAIMS", settings.home / "no claims")
     return Engine(settings)
 
 
