@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.errors import HostError
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
@@ -22,7 +24,12 @@ DEAD = (2**22 + 5, 17)
 def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
     # claims are the host's: other tests' executions are at work there
     monkeypatch.setattr("forge_orchestration.sandbox.identity.CLAIMS", settings.home / "no claims")
+    monkeypatch.setattr("forge_orchestration.operations.reconcile.find_site", no_site)
     return Engine(settings)
+
+
+def no_site(parent: str) -> NoReturn:
+    raise HostError("No cgroup can be made here.")
 
 
 def left(
