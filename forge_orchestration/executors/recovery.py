@@ -17,6 +17,7 @@ import msgspec
 from forge_orchestration.errors import ForgeError, SpecError, StoreError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
+from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
@@ -71,10 +72,11 @@ class Recovery:
         return bool(self._abandoned_claims()) or (self._site is not None and bool(orphans(self._site)))
 
     def remove_nameless(self) -> None:
-        """Remove that: helpers that did not end with their supervisor, claims on uids as which nobody runs."""
+        """Remove that: helpers that did not end with their supervisor, claims on uids as which nobody runs, places in the queue."""
         try:
             if self._site is not None and (ended := end_orphans(self._site)):
                 self.report.removed.append(f"{ended} helpers of dead supervisors")
+            self.report.removed += [f"place of {one} in the queue" for one in ledger_of(self._settings).drop_unheld()]
         except ForgeError as error:
             self.report.problems.append(str(error))
         self.report.removed += [f"claim on uid {uid}" for uid in self._abandoned_claims() if release_claim(uid)]

@@ -6,14 +6,17 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import HostError
-from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time
 from forge_orchestration.runtimes.venv import unfinished_builds
 from forge_orchestration.sandbox.cgroups.find import find_site
+from forge_orchestration.sandbox.scratch import UNFINISHED
+
+_FORMATTED_WITHIN_S = 600.0
 
 
 def reconcile(engine: Engine) -> Reconciled:
@@ -38,8 +41,8 @@ def reconcile(engine: Engine) -> Reconciled:
             store.forget(execution_id)  # someone removed its folder
             report.removed.append(f"row of {execution_id}, whose folder is gone")
         recovery.remove_nameless()
-        report.removed += [f"place of {one} in the queue" for one in ledger_of(settings).drop_unheld()]
         _remove_builds(settings.runtimes_dir / ".building", report)
+        _remove_images(settings.scratch_dir, report)
     return report
 
 
@@ -50,3 +53,12 @@ def _remove_builds(building: Path, report: Reconciled) -> None:
             for folder in unfinished_builds(building, lock.name.removesuffix(".lock")):
                 shutil.rmtree(folder, ignore_errors=True)
                 report.removed.append(f"unfinished build {folder.name}")
+
+
+def _remove_images(scratch: Path, report: Reconciled) -> None:
+    """What killed supervisors left of images that they were formatting, which takes no longer than a few minutes."""
+    for image in (*scratch.glob(f"*{UNFINISHED}"), *scratch.glob(f"templates/*{UNFINISHED}")):
+        with contextlib.suppress(FileNotFoundError):
+            if image.stat().st_mtime < time.time() - _FORMATTED_WITHIN_S:
+                image.unlink()
+                report.removed.append(f"unfinished image {image.name}")

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
+from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge, wait_until
 from forge_orchestration_tests.faults import victims
@@ -166,7 +168,7 @@ class Round:
             for controller in self.controllers:
                 assert controller.process is not None
                 controller.process.wait(60)
-            wait_until("the end of spawners and supervisors", lambda: not victims.of_home(self.home), 60)
+            wait_until("the end of spawners and supervisors", lambda: not any(map(self._is_supervised, self.executions())), 60)
 
     def reconcile(self, forge: Forge) -> None:
         """By `forge gc`, or by nothing but the next start of a controller."""
@@ -216,6 +218,11 @@ class Round:
             thread.join(60)
         assert problems == []
 
+    def _is_supervised(self, execution_id: str) -> bool:
+        """A process that is just ending has no environment any more; one that has just begun is in no record yet."""
+        supervisor = read_supervisor(ExecutionFolder(self.home / "executions", execution_id))
+        return bool(victims.of_home(self.home)) or (supervisor is not None and supervisor.is_alive)
+
     def _status(self, execution_id: str) -> Status | None:
         with contextlib.suppress(OSError):
             text = (self.home / "executions" / execution_id / "record.json").read_bytes()
@@ -227,7 +234,7 @@ class Round:
         if moment == "folder":
             return True
         if moment == "group":
-            return bool(victims.members(execution_id))
+            return bool(victims.members(self.home, execution_id))
         if moment in ("record", "plan"):
             return (self.home / "executions" / execution_id / f"{moment}.json").exists()
         status = self._status(execution_id)

@@ -113,7 +113,7 @@ def play(deployment: Deployment, seed: int) -> int:
 
 def _running(deployment: Deployment, before: set[str]) -> list[str] | None:
     found = [record["execution_id"] for record in deployment.records() if record["execution_id"] not in before]
-    alive = [one for one in found if victims.members(one)]
+    alive = [one for one in found if victims.members(deployment.home, one)]
     return sorted(found) if len(found) == 2 and alive else None
 
 
@@ -168,7 +168,7 @@ def test_a_run_worker_that_is_killed_ends_its_execution_and_its_run(deployment: 
     with deployment.webserver() as server:
         run_id = server.start("patient")
         execution_id = wait_for("an execution", lambda: _of_run(deployment, run_id))
-        wait_for("running", lambda: bool(victims.members(execution_id)))
+        wait_for("running", lambda: bool(victims.members(deployment.home, execution_id)))
         worker = victims.controller_of(deployment.home, execution_id)
         assert worker is not None
         os.kill(worker, signal.SIGKILL)

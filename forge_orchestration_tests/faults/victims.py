@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forge_orchestration.executions.folder import ExecutionFolder
-from forge_orchestration.sandbox.cgroups.find import find_site
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, find_site
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.settings import load_settings
 
 SPAWNER = b"forge_orchestration.sandbox.spawner"
 
@@ -58,7 +59,7 @@ def find(home: Path, kind: str, controller: int, execution_id: str | None) -> li
         return [inner for pid in outer for inner in children(pid)]
     if kind == "entrant":
         return [pid for pid in children(supervisor.pid) if pid not in outer]
-    return [pid for pid in members(execution_id) if _name(pid) != "bwrap"]
+    return [pid for pid in members(home, execution_id) if _name(pid) != "bwrap"]
 
 
 def of_home(home: Path) -> list[int]:
@@ -72,10 +73,15 @@ def of_home(home: Path) -> list[int]:
     return found
 
 
-def members(execution_id: str) -> list[int]:
+def site_of(home: Path) -> CgroupSite:
+    """Where a home's groups are."""
+    return find_site(load_settings(home).cgroup.parent)
+
+
+def members(home: Path, execution_id: str) -> list[int]:
     """Processes in an execution's group."""
     with contextlib.suppress(FileNotFoundError):
-        return [int(line) for line in (find_site().folders("executions")[0] / execution_id / "cgroup.procs").read_text().split()]
+        return [int(one) for one in (site_of(home).folders("executions")[0] / execution_id / "cgroup.procs").read_bytes().split()]
     return []
 
 
