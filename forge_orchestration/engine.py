@@ -32,6 +32,7 @@ from forge_orchestration.settings import Settings, make_home
 
 _Resolved = tuple[ResolvedRuntime, tuple[ResolvedInput, ...]]
 _LOOK_S = 0.1
+_RECOVERY_S = 2.0  # a short execution waits at most so long for what dead ones left; the rest is for the next start
 _LEAST_ROOM_BYTES = 2**20  # for a record, its logs' beginnings, and the store
 
 
@@ -57,6 +58,8 @@ class Engine:
         self._store: Store | None = None
         self._executors: dict[str, AnalysisExecutor] = {}
         self._lock = threading.Lock()
+        self._looked_back = False
+        self._recovery: threading.Thread | None = None
 
     @property
     def store(self) -> Store:
@@ -107,8 +110,19 @@ class Engine:
         chosen, inputs = resolve()
         executor.check()
         admission = executor.admission()
-        if admission is None:
-            return self._start(executor, spec, *self._open(spec, chosen, inputs), listener, cancel)
+        try:
+            if admission is None:
+                return self._start(executor, spec, *self._open(spec, chosen, inputs), listener, cancel)
+            return self._run_admitted(executor, admission, spec, chosen, inputs, resolve, listener, cancel, wait_for_room)
+        finally:
+            if self._recovery is not None:
+                self._recovery.join(_RECOVERY_S)
+
+    def _run_admitted(
+        self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, chosen: ResolvedRuntime,
+        inputs: tuple[ResolvedInput, ...], resolve: Callable[[], _Resolved], listener: Listener | None,
+        cancel: threading.Event | None, wait_for_room: bool,
+    ) -> ExecutionRecord:  # fmt: skip
         admission.check(spec.limits)
         record, prepared = self._open(spec, chosen, inputs)
         try:
@@ -175,7 +189,10 @@ class Engine:
         try:
             handle = executor.submit(spec, prepared)
         except ForgeError as error:
-            return self._close_unstarted(record, prepared, EndReason.EXECUTOR_ERROR, str(error))
+            record = self._close_unstarted(record, prepared, EndReason.EXECUTOR_ERROR, str(error))
+            with contextlib.suppress(ForgeError, OSError):  # what cannot be removed now is left to `forge gc`
+                executor.cleanup(ExecutionHandle(execution_id=record.execution_id, native_id=""))
+            return record
         return self._follow(executor, handle, prepared.folder, listener, cancel, announced)
 
     def _open(
@@ -213,6 +230,7 @@ class Engine:
         self, executor: AnalysisExecutor, handle: ExecutionHandle, folder: ExecutionFolder, listener: Listener | None,
         cancel: threading.Event | None, announced: bool,
     ) -> ExecutionRecord:  # fmt: skip
+        self._recover(executor)
         feed = _Feed(executor, handle, listener)
         look_s = _LOOK_S if listener is not None or cancel is not None else None
         canceled = False
@@ -234,15 +252,29 @@ class Engine:
             self.store.save(record)
         return record
 
+    def _recover(self, executor: AnalysisExecutor) -> None:
+        """Once an engine: while its first execution runs, and so off its path, put right what dead processes left."""
+        with self._lock:
+            if self._looked_back:
+                return
+            self._looked_back = True
+        with contextlib.suppress(ForgeError, OSError):  # this execution is none of its concern
+            self._recovery = executor.recover(self.store)
+
     def _close_unstarted(
         self, record: ExecutionRecord, prepared: PreparedExecution, reason: EndReason, message: str
     ) -> ExecutionRecord:
         changes = {"status": reason.status, "end_reason": reason, "message": message, "ended_at": time.time()}
-        try:
-            return self._noted(record, prepared.folder, **changes)
-        except StoreError:
-            self._forget(prepared.folder)
-            raise
+        with prepared.folder.locked():  # a supervisor that came to it after all has ended then, or will find it closed
+            there = prepared.folder.read_record()
+            if there.status.is_final:
+                self.store.save(there)
+                return there
+            try:
+                return self._noted(record, prepared.folder, **changes)
+            except StoreError:
+                self._forget(prepared.folder)
+                raise
 
     def _noted(self, record: ExecutionRecord, folder: ExecutionFolder, **changes: object) -> ExecutionRecord:
         """The record with these changes, written and indexed."""

@@ -17,6 +17,7 @@ import msgspec
 
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity, updated_capacity
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits, updated_limits
 from forge_orchestration.units import parse_bytes
 
@@ -90,6 +91,7 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     writes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+@compiled
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one deployment. `docs/settings.md` lists them with their keys."""
 

@@ -6,14 +6,20 @@ executions/<id>/
   outputs/         what was collected
   analysis/        the analysis' own files as they were run
   plan.json        how it was started; the record's native_id says by whom it is watched
+
+Who brings an execution to its end holds the lock on its folder: its supervisor from its first moment to its last, or, when that is
+gone, whoever closes the record in its place. So no two ever do, and one that was closed as lost never begins after all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,6 +28,8 @@ from forge_orchestration.errors import SpecError, StoreError
 from forge_orchestration.model.record import ExecutionRecord, record_from_json
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}")
+PARTIAL_OUTPUT = ".output.partial"
+"""Beside `outputs/`: the one output that is being copied."""
 
 
 def new_execution_id() -> str:
@@ -48,9 +56,49 @@ class ExecutionFolder:
         self.path.mkdir(mode=0o700)
         (self.path / "outputs").mkdir(mode=0o700)
 
+    @property
+    def never_began(self) -> bool:
+        """Whether it was given up between its row and its first record, or the host's end tore that: nothing of it ran."""
+        try:
+            return os.stat(self.record_path).st_size == 0 and not any(self.outputs.glob("*"))
+        except FileNotFoundError:
+            return True
+
     def remove(self) -> None:
         """Remove it with all it holds; only for an execution that never came to be."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def lock(self, *, wait: bool = True) -> int | None:
+        """Take the lock, which is the kernel's and so ends with its holder; returns a descriptor to close.
+
+        Returns None if there is no such folder, or, unless `wait`, if another process holds the lock.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    @contextlib.contextmanager
+    def locked(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock meanwhile; False if it could not be had (see `lock`)."""
+        fd = self.lock(wait=wait)
+        try:
+            yield fd is not None
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def remove_torn(self) -> None:
+        """Remove files that a killed process was about to move into place; only for who holds the lock."""
+        for pattern in (".*.json.*", PARTIAL_OUTPUT):
+            for torn in self.path.glob(pattern):
+                torn.unlink(missing_ok=True)
 
     @property
     def record_path(self) -> Path:

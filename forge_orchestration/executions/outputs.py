@@ -2,6 +2,8 @@
 
 The folder is walked beneath an open descriptor and no link is ever followed; only plain files are copied and hashed in the
 same pass, from the descriptor that was checked. Every process that could write there has ended before this begins.
+
+Each file appears in `outputs/` whole or not at all: whoever is killed meanwhile leaves no half of one under its name.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from forge_orchestration.executions.folder import PARTIAL_OUTPUT
 from forge_orchestration.model.record import OutputFacts, RejectedOutput
 from forge_orchestration.settings import OutputSettings
 
@@ -62,7 +65,25 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
                 rejected.append(RejectedOutput(path=shown(path), why=why))
     finally:
         os.close(root)
-    outputs.sort(key=lambda output: output.path)
+    named, missing = _named(outputs, declared)
+    return Collected(outputs=named, rejected=rejected, missing=missing)
+
+
+def kept_outputs(folder: Path, declared: dict[str, str]) -> list[OutputFacts]:
+    """What a collection that was cut short has kept in `folder`; every file there is whole."""
+    outputs = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            relative = str(path.relative_to(folder))
+            outputs.append(OutputFacts(name=relative, path=relative, sha256=digest, bytes=path.stat().st_size))
+    return _named(outputs, declared)[0]
+
+
+def _named(outputs: list[OutputFacts], declared: dict[str, str]) -> tuple[list[OutputFacts], list[str]]:
+    """`outputs` in order, those that were declared under their declared names; and the patterns that nothing matches."""
+    outputs = sorted(outputs, key=lambda output: output.path)
     names: dict[str, str] = {}
     missing = []
     for label, pattern in declared.items():
@@ -71,8 +92,7 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
             missing.append(pattern)
         elif len(matches) == 1:
             names.setdefault(matches[0], label)
-    named = [msgspec.structs.replace(output, name=names.get(output.path, output.path)) for output in outputs]
-    return Collected(outputs=named, rejected=rejected, missing=missing)
+    return [msgspec.structs.replace(output, name=names.get(output.path, output.path)) for output in outputs], missing
 
 
 def _walk(root: int, caps: OutputSettings) -> Iterator[tuple[bytes, int, bytes, str]]:
@@ -155,13 +175,18 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
         destination = target / os.fsdecode(path)
         destination.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         digest, size = hashlib.sha256(), 0
-        with open(destination, "xb", buffering=0) as copy:
-            while data := os.read(fd, _CHUNK):
-                digest.update(data)
-                size += len(data)
-                view = memoryview(data)
-                while view:
-                    view = view[copy.write(view) :]
+        partial = target.with_name(PARTIAL_OUTPUT)
+        try:
+            with open(partial, "xb", buffering=0) as copy:
+                while data := os.read(fd, _CHUNK):
+                    digest.update(data)
+                    size += len(data)
+                    view = memoryview(data)
+                    while view:
+                        view = view[copy.write(view) :]
+            os.link(partial, destination)  # unlike a rename, it replaces nothing
+        finally:
+            partial.unlink(missing_ok=True)
         text = path.decode()
         return OutputFacts(name=text, path=text, sha256=digest.hexdigest(), bytes=size), ""
     finally:

@@ -131,11 +131,28 @@ class Store:
             rows = self._db.execute(query, (*values, limit)).fetchall()
         return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
+    def status(self, execution_id: str) -> str | None:
+        """The status in an execution's row; None if it has none."""
+        with self._lock, self._told("read"):
+            row = self._db.execute("SELECT status FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
+        return str(row[0]) if row else None
+
     def unfinished(self) -> builtins.list[str]:
         """Ids of executions whose row has no final status."""
-        query = "SELECT execution_id FROM executions WHERE status IN ('queued', 'preparing', 'running', 'collecting')"
+        return list(self.unfinished_controllers())
+
+    def unfinished_controllers(self) -> dict[str, tuple[int, int] | None]:
+        """Pid and start time of the controller of each execution whose row has no final status; None if none claimed it."""
+        query = """SELECT execution_id, controller_pid, controller_start FROM executions
+            WHERE status IN ('queued', 'preparing', 'running', 'collecting')"""
         with self._lock, self._told("read"):
-            return [row[0] for row in self._db.execute(query)]
+            return {row[0]: (row[1], row[2]) if row[1] is not None else None for row in self._db.execute(query)}
+
+    def controllers_of_run(self, dagster_run_id: str) -> set[tuple[int, int]]:
+        """Pid and start time of each process that started an execution for a Dagster run."""
+        query = "SELECT controller_pid, controller_start FROM executions WHERE dagster_run_id = ? AND controller_pid IS NOT NULL"
+        with self._lock, self._told("read"):
+            return {(row[0], row[1]) for row in self._db.execute(query, (dagster_run_id,))}
 
     def ids(self) -> set[str]:
         """Ids of all executions."""

@@ -25,6 +25,7 @@ import msgspec
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, HostError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.capacity import COUNTED, Capacity, check_capacity
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, shared_group
@@ -84,6 +85,7 @@ class Claim(msgspec.Struct, kw_only=True):
             return False
 
 
+@compiled
 class Book(msgspec.Struct, kw_only=True):
     """Who runs and who waits for one cgroup parent. No I/O but for the looks at who is alive."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 
 import msgspec
 
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.inputs import ResolvedInput
+from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
@@ -57,6 +59,13 @@ class AnalysisExecutor(ABC):
 
     def warm_up(self) -> None:  # noqa: B027
         """Begin what takes time before the first `submit`, and return at once; by default there is nothing to begin."""
+
+    def recover(self, store: Store) -> threading.Thread | None:
+        """Begin to put right what dead processes left of this backend's executions, in a thread; None if there is nothing.
+
+        Called once an engine, while its first execution runs. By default there is nothing.
+        """
+        return None
 
     @abstractmethod
     def check(self) -> None:

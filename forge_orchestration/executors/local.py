@@ -7,13 +7,13 @@ import select
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 
 import msgspec
 
 from forge_orchestration.errors import ExecutorError, HostError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import (
     AnalysisExecutor,
@@ -22,13 +22,14 @@ from forge_orchestration.executors.base import (
     ExecutorCapabilities,
     PreparedExecution,
 )  # fmt: skip
+from forge_orchestration.executors.recovery import recover_meanwhile
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
-from forge_orchestration.sandbox.leftovers import remove_leftovers
+from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.spawn import take_spawner
@@ -176,7 +177,9 @@ class LocalExecutor(AnalysisExecutor):
         record = folder.read_record()
         if not record.status.is_final:
             # the supervisor is gone without a last word: it was killed
-            record = self._close_lost(folder, record, EndReason.EXECUTOR_ERROR, "The supervisor of the execution was killed.")
+            said = "The supervisor of the execution was killed. Run it again."
+            with folder.locked():
+                record = close_in_its_place(folder, self._settings, EndReason.EXECUTOR_ERROR, said)
         return ExecutionState(status=record.status)
 
     def cancel(self, handle: ExecutionHandle) -> None:
@@ -203,27 +206,12 @@ class LocalExecutor(AnalysisExecutor):
         return ExecutionHandle(execution_id=execution_id, native_id=native_id)
 
     def cleanup(self, handle: ExecutionHandle) -> Cleanup:
-        return remove_leftovers(self._folder(handle), self._settings)
-
-    def close_lost(self, handle: ExecutionHandle) -> ExecutionRecord:
-        """Give an execution whose supervisor and controller are gone its final record, after cleaning up behind it."""
         folder = self._folder(handle)
-        record = folder.read_record()
-        when = "before the analysis began" if record.status is Status.QUEUED else "while the analysis ran"
-        return self._close_lost(folder, record, EndReason.CONTROLLER_LOST, f"Forge was killed {when}.")
+        with folder.locked():
+            return remove_leftovers(folder, self._settings)
 
-    def _close_lost(self, folder: ExecutionFolder, record: ExecutionRecord, reason: EndReason, message: str) -> ExecutionRecord:
-        cleanup = remove_leftovers(folder, self._settings)
-        record = msgspec.structs.replace(
-            record,
-            status=reason.status,
-            end_reason=reason,
-            message=f"{message} Run it again.",
-            cleanup=cleanup,
-            ended_at=time.time(),
-        )
-        folder.write_record(record)
-        return record
+    def recover(self, store: Store) -> threading.Thread | None:
+        return recover_meanwhile(store, self._settings, self._spawner().site())
 
     def _folder(self, handle: ExecutionHandle) -> ExecutionFolder:
         return ExecutionFolder(self._settings.executions_dir, handle.execution_id)

@@ -6,9 +6,12 @@ from typing import Literal
 
 import msgspec
 
+from forge_orchestration.model.compiled import compiled
+
 Level = Literal["debug", "info", "warning", "error", "critical"]
 
 
+@compiled
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One validated message.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
 
@@ -115,6 +116,7 @@ class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
     source_execution_id: str | None = None
 
 
+@compiled
 class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to run an analysis. Times are seconds since the epoch, UTC; sizes are bytes."""
 

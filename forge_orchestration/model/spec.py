@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 
 ParamValue = bool | int | float | str
@@ -29,6 +30,7 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     description: str = ""
 
 
+@compiled
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's."""
 

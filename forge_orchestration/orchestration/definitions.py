@@ -11,6 +11,7 @@ from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
 from forge_orchestration.orchestration.health import health_definitions
+from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings, load_settings
 
@@ -18,7 +19,7 @@ _log = logging.getLogger("dagster.forge")
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """An asset and a job for each analysis, and the health of what they run on.
+    """An asset and a job for each analysis, the health of what they run on, and reconciliation.
 
     Raises:
         ForgeError: The settings, or a folder of analyses or runtimes, cannot be read, so nothing could run.
@@ -34,7 +35,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         executor=dg.in_process_executor,  # the step only waits; an execution has processes and limits of its own
     )
-    return dg.Definitions.merge(analyses, health_definitions(settings, runtimes))
+    return dg.Definitions.merge(analyses, health_definitions(settings, runtimes), reconciliation_definitions(settings))
 
 
 def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[dg.AssetsDefinition]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.runtimes import seal
 from forge_orchestration.settings import Settings
 
@@ -26,6 +27,7 @@ SHIPPED = Path(__file__).parent / "definitions"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
+@compiled
 class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `runtime.toml`.
 
@@ -50,6 +52,7 @@ class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return Path(self.folder, self.lock)
 
 
+@compiled
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """One build, as `runtime.json` holds it."""
 

@@ -17,11 +17,13 @@ import msgspec
 
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.model.compiled import compiled
 
 _INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "pyvenv.cfg", ".lock", "CACHEDIR.TAG")
 _MOST_FINDINGS = 20
 
 
+@compiled
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256."""
 
@@ -34,6 +36,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     sha256: str = ""
 
 
+@compiled
 class Verdict(msgspec.Struct, frozen=True):
     """When a comparison was made, and what it found: sentences that each name a file."""
 

@@ -178,9 +178,13 @@ def _uv(settings: Settings, *arguments: str) -> str:
 
 def _remove_leftovers(building: Path, name: str) -> None:
     """Remove what a killed build of `name` left; its lock is ours, so none is at work."""
-    for folder in building.iterdir():
-        if folder.is_dir() and folder.name.startswith(f"{name}."):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in unfinished_builds(building, name):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished_builds(building: Path, name: str) -> list[Path]:
+    """Folders of builds of runtime `name` alone: a runtime called `name.more` is another one."""
+    return [path for path in building.iterdir() if path.is_dir() and path.name.removesuffix(".old").rpartition(".")[0] == name]
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ _PLACEHOLDER = ("/usr/bin/cat",)
 _DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
 _END_TIMEOUT_S = 30.0
 _BLOCK_BYTES = 512  # the unit of rusage
+_LAST_WORDS_S = 1.0
 
 
 class Child:
@@ -82,7 +83,11 @@ class Child:
         Raises:
             SandboxError: The command could not be started.
         """
-        word, ancillary, _, _ = self.channel.recvmsg(65536, socket.CMSG_SPACE(4) + socket.CMSG_SPACE(12))
+        room = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(12)
+        try:
+            word, ancillary, _, _ = self.channel.recvmsg(65536, room)
+        except ConnectionResetError:  # it was killed before it took our last word; what it said before that is still there
+            word, ancillary, _, _ = self.channel.recvmsg(65536, room)
         descriptor, sender = -1, 0
         for _level, kind, data in ancillary:
             if kind == socket.SCM_RIGHTS:
@@ -96,7 +101,9 @@ class Child:
             self.main_pid = sender
             return descriptor
         if not word:
-            raise self._given_up() if self._inner < 0 else SandboxError("The process that was to start the command ended.")
+            # it ends without a word when bubblewrap gives up; or somebody has killed it
+            gave_up = self._inner < 0 and select.select([self.keeper], [], [], _LAST_WORDS_S)[0]
+            raise self._given_up() if gave_up else SandboxError("The process that was to start the command ended.")
         said = msgspec.json.decode(word, type=dict[str, object])
         if "failed" in said:
             raise SandboxError(f"The command could not be started: {msgspec.convert(said, Failed).failed}.")

@@ -1,7 +1,7 @@
 """Who an execution is on the host: a uid of its own when Forge runs as root, the user itself in a namespace otherwise.
 
 A uid is claimed host-wide by a lock in `/run/forge/uids`, so that two deployments on one host never share one. The kernel
-drops the lock with the supervisor that holds it; the name written in the file stays until the supervisor has seen every
+drops the lock with the supervisor that holds it; the file, with a name in it, stays until the supervisor has seen every
 process of that uid end, so a claim that was not given back is only taken over after a look at who still runs.
 """
 
@@ -66,23 +66,67 @@ class Claim:
         """
         if self._fd >= 0:
             if ended or not uid_in_use(self.identity.uid):
-                os.ftruncate(self._fd, 0)
+                os.unlink(CLAIMS / str(self.identity.uid))
             os.close(self._fd)
             self._fd = -1
 
 
 def _try_claim(uid: int, holder: str) -> int | None:
-    fd = os.open(CLAIMS / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.read(fd, 1) and uid_in_use(uid):
-            raise BlockingIOError
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, holder.encode(), 0)
-    except BlockingIOError:
+    fd = _locked_claim(uid, os.O_CREAT)
+    if fd is None:
+        return None
+    if os.read(fd, 1) and uid_in_use(uid):
         os.close(fd)
         return None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, holder.encode(), 0)
     return fd
+
+
+def _locked_claim(uid: int, flags: int = 0) -> int | None:
+    """The claim on `uid`, open and locked by us; None if it is another's, or has just been given back."""
+    path = CLAIMS / str(uid)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
+
+
+def claims() -> dict[int, str]:
+    """Every claim on this host, of all deployments: its holder's name by uid."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        for entry in os.scandir(CLAIMS):
+            with contextlib.suppress(OSError, ValueError):
+                found[int(entry.name)] = Path(entry.path).read_bytes().decode(errors="replace")
+    return found
+
+
+def is_abandoned(uid: int) -> bool:
+    """Whether there is a claim on `uid`, and its supervisor is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        if (fd := _locked_claim(uid)) is not None:
+            os.close(fd)
+            return True
+    return False
+
+
+def release_claim(uid: int) -> bool:
+    """Give back a claim that its supervisor did not; False if the supervisor lives, or any process runs as `uid`."""
+    with contextlib.suppress(FileNotFoundError):
+        if (fd := _locked_claim(uid)) is not None:
+            try:
+                if not uid_in_use(uid):
+                    os.unlink(CLAIMS / str(uid))
+                    return True
+            finally:
+                os.close(fd)
+    return False
 
 
 def uid_in_use(uid: int) -> bool:

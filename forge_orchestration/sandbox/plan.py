@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.settings import (
@@ -36,6 +37,7 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
+@compiled
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One local execution.
 

@@ -26,6 +26,7 @@ from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.view import WORKSPACE
 from forge_orchestration.units import format_bytes
 
+UNFINISHED = ".new"
 _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard")
 
 
@@ -207,7 +208,7 @@ def formatted_template(folder: Path, size: Size) -> Path:
     import tempfile  # once a size: no start pays for it
 
     folder.mkdir(mode=0o700, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".new")
+    handle, name = tempfile.mkstemp(dir=folder, suffix=UNFINISHED)
     try:
         # no more files than there are blocks for, and room for the file system's own tables beside the limit
         inodes = min(size.files, max(_LEAST_FILES, size.bytes // 4096)) + _OWN_INODES
@@ -261,7 +262,7 @@ def _unnamed_file(folder: Path) -> int:
             raise
     import tempfile  # a file system that knows no unnamed files
 
-    fd, name = tempfile.mkstemp(dir=folder, suffix=".new")
+    fd, name = tempfile.mkstemp(dir=folder, suffix=UNFINISHED)
     os.unlink(name)
     return fd
 

@@ -54,7 +54,12 @@ def serve(control: socket.socket, hello: Hello) -> None:
         if not folder:
             return
         try:
-            socket.send_fds(standby, [folder], descriptors)
+            try:
+                socket.send_fds(standby, [folder], descriptors)
+            except BrokenPipeError:  # it was killed while it stood by
+                standby.close()
+                pid, standby = _fork_standby(control, hello)
+                socket.send_fds(standby, [folder], descriptors)
         finally:
             standby.close()
             for descriptor in descriptors:
@@ -101,6 +106,7 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     folder, descriptors = _received(spawner)
     spawner.close()
     if folder:
+        os.set_inheritable(descriptors[0], False)  # the controller is to hear the end of this process, not that of its last helper
         plan = read_plan(Path(os.fsdecode(folder)))
         Supervisor(plan, socket.socket(fileno=descriptors[0]), entrant, ahead).run()
     elif ahead is not None:

@@ -30,6 +30,7 @@ from forge_orchestration.sandbox.child import Child, start_child
 from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.input_mounts import mounted_inputs
+from forge_orchestration.sandbox.orphans import end_own_helpers
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
 from forge_orchestration.sandbox.standby import Prepared, prepare
@@ -55,6 +56,7 @@ class Supervisor:
         self._ahead = ahead
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
+        self._lock = self._folder.lock()  # until this process ends: nobody else closes the record meanwhile
         self._record: ExecutionRecord = self._folder.read_record()
         self._stops: dict[EndReason, str] = {}
         self._kill_at: float | None = None
@@ -70,6 +72,10 @@ class Supervisor:
 
         Whatever happens, the record ends in a final state and nothing of the execution is left running.
         """
+        if self._record.status.is_final:  # it was given up as lost before this process came to it
+            if self._ahead is not None:
+                self._ahead.release(ended=True)
+            return
         try:
             self._run()
         except Exception as error:
@@ -96,6 +102,8 @@ class Supervisor:
             try:
                 self._execute(prepared.claim.identity, group, prepared.workspace, prepared.enforced)
             finally:
+                if self._record.started_at is None:  # bubblewrap may have been ended while it set up (see `orphans`)
+                    end_own_helpers(plan.cgroup)
                 killed = self._killed + group.end()
                 ended = True
         finally:

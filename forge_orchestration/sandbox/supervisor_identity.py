@@ -28,6 +28,8 @@ class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     def send(self, number: int) -> None:
         """Send a signal to that very process; nothing if it is gone."""
+        if not self.is_alive:  # or it may be a thread's number by now, which cannot be opened
+            return
         with contextlib.suppress(ProcessLookupError):
             fd = os.pidfd_open(self.pid)
             try:
@@ -38,6 +40,8 @@ class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until it has ended; False if it has not within `timeout_s`."""
+        if not self.is_alive:
+            return True
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:

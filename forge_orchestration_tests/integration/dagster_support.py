@@ -174,12 +174,12 @@ class Webserver:
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
         self.url = url
-        self._process = process
+        self.process = process
         self._log_path = log_path
         wait_for("the web server", self._is_up, START_S)
 
     def _is_up(self) -> bool:
-        assert self._process.poll() is None, self._log_path.read_text()
+        assert self.process.poll() is None, self._log_path.read_text()
         try:
             self.query("{ version }")
         except (urllib.error.URLError, ConnectionError):

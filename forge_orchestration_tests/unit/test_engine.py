@@ -14,6 +14,7 @@ import pytest
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import HostError, RuntimeCatalogError, SpecError, StoreError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.base import (
     AnalysisExecutor,
     ExecutionHandle,
@@ -46,6 +47,13 @@ class FakeExecutor(AnalysisExecutor):
         self.while_waiting: Callable[[], None] = lambda: None
         self.submitted: list[str] = []
         self.canceled = 0
+        self.recoveries: list[threading.Thread] = []
+
+    def recover(self, store: Store) -> threading.Thread | None:
+        thread = threading.Thread(target=store.ids)
+        thread.start()
+        self.recoveries.append(thread)
+        return thread
 
     def check(self) -> None:
         if self.host_error:
@@ -196,6 +204,24 @@ def test_a_submission_that_fails_has_a_final_record(
     assert engine.store.list()[0]["status"] == "failed" and engine.store.unfinished() == []
     folder = ExecutionFolder(engine.settings.executions_dir, record.execution_id)
     assert folder.read_record() == record
+
+
+def test_what_others_left_is_put_right_once_while_the_first_execution_runs(
+    engine: Engine, executor: FakeExecutor, runtime: ResolvedRuntime
+) -> None:
+    seen: list[int] = []
+    executor.while_waiting = lambda: seen.append(len(executor.recoveries))
+    engine.run(SPEC, runtime=runtime)
+    executor.looks = 3
+    engine.run(SPEC, runtime=runtime)
+    assert set(seen) == {1} and not executor.recoveries[0].is_alive()
+
+
+def test_a_recovery_that_fails_is_none_of_the_executions_concern(
+    engine: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "recover", lambda store: _raise(HostError("No cgroup.")))
+    assert engine.run(SPEC, runtime=runtime).succeeded
 
 
 class TestNothingIsLeft:

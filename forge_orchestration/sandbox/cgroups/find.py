@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import HostError
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.sandbox.cgroups import v1, v2
 from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
 
@@ -63,6 +64,7 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
             raise HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY) from error
 
 
+@compiled
 class Greeting(msgspec.Struct, frozen=True):
     """The spawner's first packet: where executions get their groups, or what the host lacks."""
 

@@ -115,3 +115,54 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_the_form_of_an_id() -> None:
     assert re.fullmatch(r"\d{8}T\d{9}-[0-9a-f]{8}", new_execution_id())
+
+
+class TestLock:
+    def test_one_holds_it_and_the_next_waits_or_goes_without(self, tmp_path: Path) -> None:
+        folder = ExecutionFolder(tmp_path, ID)
+        folder.create()
+        with folder.locked() as mine, folder.locked(wait=False) as theirs:
+            assert mine and not theirs
+        with folder.locked(wait=False) as mine:
+            assert mine
+
+    def test_it_ends_with_its_holder(self, tmp_path: Path) -> None:
+        folder = ExecutionFolder(tmp_path, ID)
+        folder.create()
+        read_end, write_end = os.pipe()
+        if (pid := os.fork()) == 0:
+            folder.lock()
+            os.write(write_end, b".")
+            os.execv("/bin/sleep", ["sleep", "0"])  # the lock is not inherited by a program
+        os.read(read_end, 1)
+        os.waitpid(pid, 0)
+        with folder.locked(wait=False) as mine:
+            assert mine
+        os.close(read_end)
+        os.close(write_end)
+
+    def test_there_is_none_where_there_is_no_folder(self, tmp_path: Path) -> None:
+        with ExecutionFolder(tmp_path, ID).locked() as mine:
+            assert not mine
+
+
+def test_one_that_never_began_has_no_record_or_an_empty_one_and_no_outputs(tmp_path: Path) -> None:
+    folder = ExecutionFolder(tmp_path, ID)
+    assert folder.never_began
+    folder.create()
+    assert folder.never_began
+    folder.record_path.touch()  # as the end of the host may leave it
+    assert folder.never_began
+    (folder.outputs / "a").touch()
+    assert not folder.never_began
+    folder.write_record(ExecutionRecord(execution_id=ID, analysis="a"))
+    assert not folder.never_began
+
+
+def test_what_was_torn_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = ExecutionFolder(tmp_path, ID)
+    folder.create()
+    for name in (".record.json.1", ".plan.json.77", ".output.partial", "stdout.log"):
+        (folder.path / name).touch()
+    folder.remove_torn()
+    assert sorted(os.listdir(folder.path)) == ["outputs", "stdout.log"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from forge_orchestration.executions.outputs import Collected, collect_outputs, shown
+from forge_orchestration.executions.outputs import Collected, collect_outputs, kept_outputs, shown
 from forge_orchestration.settings import OutputSettings
 from forge_orchestration_tests.conftest import prerequisite
 from forge_orchestration_tests.unit.conftest import DeepFolder
@@ -282,6 +282,34 @@ class TestUnreadable:
         found = msgspec.json.decode(said, type=Collected)
         assert kept(found) == {"ok"}
         assert {path: "cannot be read" in text for path, text in why(found).items()} == {"closed": True, "folder": True}
+
+
+class TestCutShort:
+    def test_what_is_being_copied_has_no_name_yet_and_what_was_copied_has(
+        self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("a", "b"):
+            (source / name).write_bytes(b"x" * 3_000_000)
+        reads = iter(range(100))
+
+        def read(fd: int, size: int) -> bytes:
+            if next(reads) == 5:  # in the middle of the second
+                raise KeyboardInterrupt
+            return os_read(fd, size)
+
+        os_read = os.read
+        monkeypatch.setattr(os, "read", read)
+        with pytest.raises(KeyboardInterrupt):
+            collect(source, target, max_bytes=10 * MIB)
+        monkeypatch.undo()
+        assert files_in(target) == {"a"} and os.listdir(target.parent).count(".output.partial") == 0
+        (kept_one,) = kept_outputs(target, {"table": "a"})
+        assert (kept_one.name, kept_one.path, kept_one.bytes) == ("table", "a", 3_000_000)
+        assert kept_one.sha256 == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+    def test_links_are_no_outputs(self, target: Path, secret: Path) -> None:
+        os.symlink(secret, target / "a")
+        assert kept_outputs(target, {}) == []
 
 
 class TestTarget:

@@ -209,3 +209,17 @@ class TestRefused:
             store.save(record())
         with pytest.raises(StoreError, match="cannot be read"):
             store.list()
+
+
+def test_who_controls_what_is_unfinished_and_what_a_run_started(store: Store) -> None:
+    running, done, other = record(1, dagster_run_id="r"), record(2, dagster_run_id="r"), record(3)
+    for number, one in enumerate((running, done, other), 1):
+        store.begin(one, number, 10 * number)
+    store.save(msgspec.structs.replace(done, status=Status.SUCCEEDED))
+    unclaimed = record(4)
+    store.save(unclaimed)
+    assert store.unfinished_controllers() == {
+        running.execution_id: (1, 10), other.execution_id: (3, 30), unclaimed.execution_id: None,
+    }  # fmt: skip
+    assert store.controllers_of_run("r") == {(1, 10), (2, 20)} and store.controllers_of_run("s") == set()
+    assert store.status(done.execution_id) == "succeeded" and store.status("none") is None

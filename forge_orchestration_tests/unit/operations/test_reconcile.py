@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.errors import HostError
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
@@ -20,9 +23,15 @@ DEAD = (2**22 + 5, 17)
 
 @pytest.fixture
 def engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    # claims are the host's: other tests' executions are at work there
-    monkeypatch.setattr("forge_orchestration.operations.reconcile.CLAIMS", settings.home / "no claims")
+    # claims, places and groups are the host's: other tests' executions are at work there
+    monkeypatch.setattr("forge_orchestration.executors.admission.LEDGERS", settings.home / "no places")
+    monkeypatch.setattr("forge_orchestration.sandbox.identity.CLAIMS", settings.home / "no claims")
+    monkeypatch.setattr("forge_orchestration.operations.reconcile.find_site", no_site)
     return Engine(settings)
+
+
+def no_site(parent: str) -> NoReturn:
+    raise HostError("No cgroup can be made here.")
 
 
 def left(
@@ -136,6 +145,25 @@ def test_unfinished_builds_are_removed(engine: Engine) -> None:
     (building / "forge-python.lock").touch()
     reconcile(engine)
     assert os.listdir(building) == ["forge-python.lock"]
+
+
+def test_unfinished_images_are_removed_when_nobody_can_be_at_work_on_them(engine: Engine) -> None:
+    templates = engine.settings.scratch_dir / "templates"
+    templates.mkdir()
+    for name, age_s in (("old.new", 3600), ("young.new", 1), ("1000.img", 3600)):
+        (templates / name).touch()
+        os.utime(templates / name, (time.time() - age_s,) * 2)
+    assert reconcile(engine).removed == ["unfinished image old.new"]
+    assert sorted(os.listdir(templates)) == ["1000.img", "young.new"]
+
+
+def test_a_runtime_whose_name_begins_like_anothers_is_another(engine: Engine) -> None:
+    building = engine.settings.runtimes_dir / ".building"
+    for name in ("forge.abcd1234", "forge.more.abcd1234", "forge.abcd1234.old"):
+        (building / name).mkdir(parents=True)
+    (building / "forge.lock").touch()
+    reconcile(engine)
+    assert sorted(os.listdir(building)) == ["forge.lock", "forge.more.abcd1234"]
 
 
 @pytest.mark.parametrize("name", ["..", "notes.txt", "-rf", "a b", "ö"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_a_claim_is_written_while_it_holds_and_given_back(claims: Path) -> None:
     claim.hand_over("x")
     assert (claims / str(mine.uid)).read_text() == "x"
     claim.release(ended=True)
-    assert (claims / str(mine.uid)).read_text() == ""
+    assert os.listdir(claims) == []
     claim.release(ended=True)
 
 
@@ -48,14 +49,14 @@ def test_no_two_share_one(claims: Path) -> None:
     assert Claim(RANGE, "four").identity == three[1].identity
 
 
-@pytest.mark.parametrize(("in_use", "left"), [(True, "one"), (False, "")])
+@pytest.mark.parametrize(("in_use", "left"), [(True, ["one"]), (False, [])])
 def test_an_unclean_end_keeps_the_name_while_anybody_runs_as_it(
-    claims: Path, monkeypatch: pytest.MonkeyPatch, in_use: bool, left: str
+    claims: Path, monkeypatch: pytest.MonkeyPatch, in_use: bool, left: list[str]
 ) -> None:
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: in_use)
     claim = Claim(RANGE, "one")
     claim.release(ended=False)
-    assert (claims / str(claim.identity.uid)).read_text() == left
+    assert [path.read_text() for path in claims.iterdir()] == left
 
 
 def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(
@@ -70,6 +71,41 @@ def test_one_that_was_not_given_back_is_taken_over_only_when_nobody_runs_as_it(
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: False)
     claim = Claim(single, "next")
     assert (claims / str(claim.identity.uid)).read_text() == "next"
+
+
+def test_a_dead_supervisors_claim_is_given_back_for_it_and_a_living_ones_is_not(
+    claims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: False)
+    living = Claim(RANGE, "living")
+    dead = next(uid for uid in range(RANGE.first_uid, RANGE.first_uid + RANGE.count) if uid != living.identity.uid)
+    (claims / str(dead)).write_text("dead")
+    assert identity.claims() == {living.identity.uid: "living", dead: "dead"}
+    assert (identity.is_abandoned(living.identity.uid), identity.is_abandoned(dead)) == (False, True)
+    assert not identity.release_claim(living.identity.uid)
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: True)
+    assert not identity.release_claim(dead)
+    monkeypatch.setattr(identity, "uid_in_use", lambda uid: False)
+    assert identity.release_claim(dead) and not identity.release_claim(dead)
+    assert identity.claims() == {living.identity.uid: "living"}
+
+
+def test_one_that_was_given_back_while_another_looked_is_not_taken_for_a_claim(
+    claims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has opened the file; then its holder removes it and ends. Its lock would be one on nothing."""
+    first = Claim(RANGE, "one")
+    real_flock = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        if first is not None and (claims / str(first.identity.uid)).exists():
+            first.release(ended=True)
+        real_flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    second = Claim(RANGE, "one")
+    assert second.identity.uid != first.identity.uid
+    assert identity.claims() == {second.identity.uid: "one"}
 
 
 def test_a_link_in_place_of_a_claim_is_not_written_through(claims: Path, tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""What dead controllers and supervisors left: found by a cheap look, and put right, one execution after the other.
+
+Nobody needs to call for it: each engine looks once, while its first execution runs, and puts right what it finds. `forge gc` and
+the sensor do the same, and beside it what is too slow for a start (see `operations/reconcile.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from forge_orchestration.errors import ForgeError, SpecError, StoreError
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.store import Store
+from forge_orchestration.executors.admission import ledger_of
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.sandbox.identity import claims, is_abandoned, release_claim
+from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
+from forge_orchestration.sandbox.orphans import end_orphans, orphans
+from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.settings import Settings
+
+
+class Reconciled(msgspec.Struct, kw_only=True):
+    """What was done: ids of executions, names of the rest, and what could not be done."""
+
+    alive: int = 0
+    closed: list[str] = []
+    indexed: list[str] = []
+    removed: list[str] = []
+    problems: list[str] = []
+
+
+class Recovery:
+    """Puts right what is left of dead executions of one deployment. Idempotent; may run beside executions that go on.
+
+    Args:
+        site: Where the deployment's groups are; None if that is not known.
+    """
+
+    def __init__(self, store: Store, settings: Settings, site: CgroupSite | None) -> None:
+        self._store, self._settings, self._site = store, settings, site
+        self._left: set[str] = set()
+        self.report = Reconciled()
+
+    def find(self) -> set[str]:
+        """Ids of executions that nobody brings to their end any more; some 100 µs when few are alive.
+
+        They are unfinished, or something of them is left: a workspace, a group, a claim on a uid.
+        """
+        folder = self._settings.executions_dir
+        unfinished = self._store.unfinished_controllers().keys()
+        workspaces = set(os.listdir(self._settings.scratch_dir))
+        elsewhere = set(claims().values())  # claims and groups are the host's: what is not in this deployment is another's
+        for groups in self._site.folders("executions") if self._site is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                elsewhere.update(os.listdir(groups))
+        self._left = workspaces | {name for name in elsewhere if os.path.isdir(folder / name)}
+        dead = {one for one in unfinished | self._left if not self.is_alive(one)}
+        self.report.alive = len(unfinished - dead)
+        return dead
+
+    def nameless(self) -> bool:
+        """Whether dead supervisors left something that names no execution of this deployment."""
+        return bool(self._abandoned_claims()) or (self._site is not None and bool(orphans(self._site)))
+
+    def remove_nameless(self) -> None:
+        """Remove that: helpers that did not end with their supervisor, claims on uids as which nobody runs, places in the queue."""
+        try:
+            if self._site is not None and (ended := end_orphans(self._site)):
+                self.report.removed.append(f"{ended} helpers of dead supervisors")
+            self.report.removed += [f"place of {one} in the queue" for one in ledger_of(self._settings).drop_unheld()]
+        except ForgeError as error:
+            self.report.problems.append(str(error))
+        self.report.removed += [f"claim on uid {uid}" for uid in self._abandoned_claims() if release_claim(uid)]
+
+    def _abandoned_claims(self) -> list[int]:
+        """Uids that were claimed by supervisors that are gone, whatever deployment they were of."""
+        return [uid for uid in claims() if is_abandoned(uid)]
+
+    def is_alive(self, execution_id: str) -> bool:
+        """Whether a supervisor or a controller is there to bring an execution to its end, or it is none of ours."""
+        try:
+            folder = ExecutionFolder(self._settings.executions_dir, execution_id)
+        except SpecError:
+            return True
+        supervisor = None
+        with contextlib.suppress(StoreError):  # what cannot be read is told when it is to be closed
+            supervisor = read_supervisor(folder)
+        return (supervisor is not None and supervisor.is_alive) or controller_lives(self._store.controller(execution_id))
+
+    def recover(self, execution_ids: Iterable[str]) -> None:
+        """Bring each, of which nobody is alive, to its end; what cannot be done is told among the problems."""
+        for execution_id in sorted(execution_ids):
+            folder = ExecutionFolder(self._settings.executions_dir, execution_id)
+            with folder.locked(wait=False) as ours:
+                if not ours and folder.path.exists():
+                    self.report.alive += 1  # it has a supervisor, which has not said so yet
+                    continue
+                try:
+                    self._recover(folder)
+                except (ForgeError, OSError) as error:
+                    self.report.problems.append(f"{execution_id}: {error}")
+
+    def _recover(self, folder: ExecutionFolder) -> None:
+        if folder.never_began:
+            remove_leftovers(folder, self._settings, self._site)
+            folder.remove()
+            self._store.forget(folder.id)
+            self.report.removed.append(f"execution {folder.id}, which never began")
+            return
+        record = folder.read_record()
+        if not record.status.is_final or folder.id in self._left:
+            done = self.report.removed if record.status.is_final else self.report.closed
+            when = "before the analysis began" if record.status is Status.QUEUED else "while the analysis ran"
+            said = f"Forge was killed {when}. Run it again."
+            record = close_in_its_place(folder, self._settings, EndReason.CONTROLLER_LOST, said, self._site)
+            done.append(folder.id if done is self.report.closed else f"leftovers of {folder.id}")
+        if self._store.status(folder.id) != record.status:
+            self._store.save(record)
+            if folder.id not in self.report.closed:
+                self.report.indexed.append(folder.id)
+
+
+def controller_lives(controller: tuple[int, int] | None) -> bool:
+    """Whether the process with this pid and start time runs."""
+    # one of an earlier boot may have the pid and, by chance, the start time of another process: its execution waits a boot
+    return controller is not None and linux.start_time(controller[0]) == controller[1]
+
+
+@contextlib.contextmanager
+def one_at_a_time(settings: Settings, *, wait: bool) -> Iterator[bool]:
+    """No two recoveries of one deployment at once; False if, unless `wait`, another one is at work."""
+    fd = os.open(settings.executions_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
+
+
+def recover_meanwhile(store: Store, settings: Settings, site: CgroupSite) -> threading.Thread | None:
+    """Look, and if there is something to put right, do it in a thread; None if there is nothing."""
+    recovery = Recovery(store, settings, site)
+    dead = recovery.find()
+    if not dead and not recovery.nameless():
+        return None
+
+    def put_right() -> None:
+        with contextlib.suppress(ForgeError, OSError), one_at_a_time(settings, wait=False) as alone:
+            if alone:
+                recovery.recover(dead)
+                recovery.remove_nameless()
+
+    thread = threading.Thread(target=put_right, name="forge recovery", daemon=True)
+    thread.start()
+    return thread
