@@ -69,7 +69,6 @@ def test_ties_and_terminals(plan: LaunchPlan, identity: Identity) -> None:
 def test_no_capability_is_kept(plan: LaunchPlan, identity: Identity) -> None:
     own = arguments(plan, identity)
     assert pairs(own, "--cap-drop", 1) == [("ALL",)] and "--cap-add" not in own
-    assert ("--disable-userns" in own) is (identity is USER)
 
 
 def test_nothing_of_the_analysis_reaches_bubblewrap(plan: LaunchPlan, identity: Identity) -> None:
@@ -252,6 +251,12 @@ class TestVerifyCommand:
         with pytest.raises(SandboxError, match="shares the host's cgroup namespace"):
             bubblewrap.verify_command(OWN_UID, ME, ME, set())
 
+    def test_the_user_namespace_of_bubblewraps_own_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There it could write into the memory of processes that are under no filter and in no group of the execution."""
+        monkeypatch.setattr(bubblewrap, "_namespace", lambda pid, name: 1 if pid == "self" else 2)
+        with pytest.raises(SandboxError, match="user namespace of bubblewrap's own processes"):
+            bubblewrap.verify_command(USER, ME, ME, set())
+
     @pytest.fixture
     def in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bubblewrap, "_namespace", lambda pid, name: 1 if pid == "self" else 2)
@@ -260,9 +265,12 @@ class TestVerifyCommand:
         with pytest.raises(SandboxError, match=r"not in its cgroup: \['memory:/forge/nowhere'\]"):
             bubblewrap.verify_command(OWN_UID, ME, ME, {"memory:/forge/nowhere"})
 
-    def test_other_users_in_the_namespace(self, in_place: None) -> None:
+    def test_other_users_in_the_namespace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            bubblewrap, "_namespace", lambda pid, name: (pid, name) if name == "user" else 1 if pid == "self" else 2
+        )
         with pytest.raises(SandboxError, match="maps other users"):
-            bubblewrap.verify_command(USER, ME, ME, set())
+            bubblewrap.verify_command(USER, ME, os.getppid(), set())
 
     def test_a_process_that_gave_up_nothing(self, in_place: None) -> None:
         with pytest.raises(SandboxError, match="The command would start with"):
