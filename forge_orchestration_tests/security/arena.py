@@ -26,10 +26,12 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
 from forge_orchestration.sandbox.identity import CLAIMS, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.settings import SupervisionSettings
 from forge_orchestration_tests.conftest import wait_until
 from forge_orchestration_tests.security.canaries import Canaries, free_port
 
 ATTACKS = Path(__file__).with_name("attacks")
+SUSPECT_AFTER = SupervisionSettings().suspect_after
 LIMITS = {"memory": "64MiB", "pids": "32", "scratch": "8MiB", "wall_time": "60s", "grace": "1s", "log": "1MiB"}
 
 
@@ -83,6 +85,12 @@ class Outcome:
                 assert one.error == expected[one.attempt], (one, self)
             else:
                 assert one.error in errors, (one, self)
+
+    def assert_counted(self, *names: str) -> None:
+        """The system calls that the filter has refused it are those of `names`, and it is `suspect` if they were many."""
+        counts = self.record.violations
+        assert isinstance(counts, dict) and counts.keys() == set(names) and 0 not in counts.values(), (counts, self)
+        assert self.record.suspect is (sum(counts.values()) >= SUSPECT_AFTER), (counts, self)
 
     def assert_ended(self, reason: str) -> None:
         """The record says so, in a sentence."""
@@ -214,8 +222,11 @@ class Arena:
         for name in ("memory_bytes", "cpus", "pids"):
             group = Path(record.enforced[name].source).parent
             assert record.execution_id in group.name and not group.exists(), group
-        scratch = self.home / "scratch" / record.execution_id
-        assert not scratch.exists() and not scratch.with_name(scratch.name + ".img").exists()
+        assert record.execution_id not in os.listdir(self.home / "scratch")
+        if not os.geteuid():  # its image has no name, and its mount was its supervisor's alone
+            assert os.listdir(self.home / "scratch" / "workspace") == []
+        supervisor = read_supervisor(ExecutionFolder(Path(record.folder).parent, record.execution_id))
+        assert supervisor is not None and supervisor.wait(5), "its supervisor is still there"
         assert not Path(record.folder, "messages.fifo").exists()
         assert record.isolation is not None
         if record.isolation.mode == "own_uid":
@@ -223,9 +234,6 @@ class Arena:
             claim = CLAIMS / str(record.isolation.uid)
             # another execution of this host may have it by now; its claim names it
             assert not uid_in_use(record.isolation.uid) or claim.read_text() not in ("", record.execution_id)
-        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-            with contextlib.suppress(OSError):
-                assert record.execution_id not in path.read_text()
 
     def _assert_nothing_leaked(self, record: ExecutionRecord) -> None:
         token = self.canaries.token.encode()
@@ -259,8 +267,10 @@ class Neighbour:
         supervisor = read_supervisor(ExecutionFolder(folder.parent, folder.name))
         assert supervisor is not None
         group = Path(forge_record(folder).enforced["pids"].source).parent
+        # started by root, all have the same mount point, each in a mount namespace of its own
+        scratch = self.record.execution_id if os.geteuid() else "workspace"
         return {
-            "neighbour": str(folder), "neighbour_scratch": str(home / "scratch" / self.record.execution_id),
+            "neighbour": str(folder), "neighbour_scratch": str(home / "scratch" / scratch),
             "neighbour_port": self._port, "neighbour_abstract": self._abstract, "supervisor_pid": supervisor.pid,
             "neighbour_pids": [int(pid) for pid in (group / "cgroup.procs").read_text().split()],
         }  # fmt: skip

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import forge_orchestration
 from forge_orchestration_tests.conftest import Forge, prerequisite
-from forge_orchestration_tests.security.arena import LIMITS, Arena, Outcome, StillOpen, closed
+from forge_orchestration_tests.security.arena import LIMITS, Arena, Outcome
 
 AS_ROOT = os.geteuid() == 0
 ABSENT = ("ENOENT", "EPERM", "EACCES")
@@ -29,8 +30,18 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "kernel_programs": ("EPERM",),
     "kernel_modules": ("EPERM",),
     "foreign_numbers": ("ENOSYS",),
-    "terminal_input": ("EPERM", "ENXIO"),
-    "raised_limits": ("EPERM", "EACCES"),
+}
+# which of an attack's calls the filter has refused, and the record therefore counts; those of others did not come so far
+COUNTED: dict[str, tuple[str, ...]] = {
+    "mounts": ("mount", "umount2"),
+    "new_mount_calls": ("fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "move_mount", "mount_setattr"),
+    "roots": ("chroot", "pivot_root"),
+    "new_namespaces": ("unshare", "clone"),
+    "tracing": ("ptrace", "kcmp", "process_vm_writev"),
+    "release_agent": ("mount", "unshare"),
+    "io_rings": ("io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd"),
+    "kernel_programs": ("bpf", "perf_event_open"),
+    "kernel_modules": ("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load"),
 }
 
 # number of the call on x86_64, and arguments that any kernel without a filter would look at before it looked at privileges
@@ -54,7 +65,9 @@ SYSTEM_CALLS: dict[str, tuple[int, list[int]]] = {
     "setdomainname": (171, [0, 0]), "vhangup": (153, []), "lookup_dcookie": (212, [0, 0, 0]), "nfsservctl": (180, [0, 0, 0]),
     "open_by_handle_at": (304, [0, 0, 0]), "name_to_handle_at": (303, [0, 0, 0, 0, 0]), "fanotify_init": (300, [0, 0]),
     "ioctl, TIOCSTI": (16, [0, 0x5412, 0]), "ioctl, TIOCSTI with high bits": (16, [0, 0x5412 | 1 << 32, 0]),
-    "ioctl, TIOCLINUX": (16, [0, 0x541C, 0]), "socket, vsock": (41, [40, 1, 0]), "socket, packet": (41, [17, 3, 0]),
+    "ioctl, TIOCLINUX": (16, [0, 0x541C, 0]), "ioctl, TIOCLINUX with high bits": (16, [0, 0x541C | 1 << 40, 0]),
+    "io_setup": (206, [1, 0]), "modify_ldt": (154, [0, 0, 0]), "uselib": (134, [0]), "sched_setattr": (314, [0, 0, 0]),
+    "sched_setscheduler": (144, [0, 0, 0]), "sched_setparam": (142, [0, 0]), "socket, vsock": (41, [40, 1, 0]), "socket, packet": (41, [17, 3, 0]),
     "socket, alg": (41, [38, 5, 0]), "socket, audit": (41, [16, 3, 9]),
 }  # fmt: skip
 
@@ -72,13 +85,41 @@ def test_refused_system_call(system_calls: Outcome, call: str) -> None:
     system_calls.assert_ended("completed")
 
 
+def test_refused_system_calls_are_counted(system_calls: Outcome) -> None:
+    """Each of them once; that there is no clone3 is not a refusal."""
+    names = [call.partition(",")[0] for call in SYSTEM_CALLS if call != "clone3"]
+    system_calls.assert_counted(*names)
+    assert system_calls.record.violations == Counter(names) and system_calls.record.suspect, system_calls
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(arena: Arena, name: str) -> None:
     outcome = arena.run(f"escape/{name}")
     outcome.assert_refused(*REFUSED[name])
+    outcome.assert_counted(*COUNTED.get(name, ()))
     outcome.assert_ended("completed")
     for effect in ("mounted", "effective"):
         assert outcome.facts.get(effect) in (None, [], ["CapEff:", "0" * 16]), outcome
+
+
+def test_terminal_input(arena: Arena) -> None:
+    """There is no terminal to type into, and the calls are refused before anybody looks at what they are made on."""
+    outcome = arena.run("escape/terminal_input")
+    absent: dict[str, str | None] = {"own terminal": "ENOENT", "the console": "ENOENT", "of its session": "ENXIO"}
+    outcome.assert_refused("EPERM", but=absent)
+    outcome.assert_counted("ioctl")
+    assert outcome.record.violations == {"ioctl": 16} and len(outcome.attempts) == 16 + len(absent), outcome
+    outcome.assert_ended("completed")
+
+
+def test_raised_limits(arena: Arena) -> None:
+    outcome = arena.run("escape/raised_limits")
+    # the limit on core files alone says that it was set, and stays as it was
+    pretended: dict[str, str | None] = {"limit CORE": None, "limit CORE, the older way": None}
+    outcome.assert_refused("EPERM", "EACCES", but=pretended)
+    assert outcome.facts["core"] == [1, 1], outcome
+    outcome.assert_counted("sched_setscheduler", "sched_setattr")
+    outcome.assert_ended("completed")
 
 
 @pytest.mark.parametrize("name", ["foreign_int80", "foreign_x32", "foreign_segment"])
@@ -95,6 +136,7 @@ def test_joining_namespaces(arena: Arena) -> None:
     # of its own user's first process an ordinary user sees the namespaces, and may not join them either
     seen = {what: error for what, error in outcome.errors().items() if not AS_ROOT and what.startswith("open 1 ")}
     outcome.assert_refused(*ABSENT, "ESRCH", but={"pidfd": None, **seen})
+    outcome.assert_counted("setns", "pidfd_getfd")
     outcome.assert_ended("completed")
 
 
@@ -136,8 +178,11 @@ def test_fuse(arena: Arena) -> None:
 
 def test_a_filter_of_its_own(arena: Arena) -> None:
     outcome = arena.run("escape/own_filter")
-    installed = {f"filter: {name}": None for name in ("allow", "trace", "ask itself")}
+    # one process has one listener at most, and it has one: that of whoever counts
+    installed = {"filter: allow": None, "filter: trace": None, "filter: ask itself": "EBUSY"}
     outcome.assert_refused("EPERM", "EINVAL", but=installed)
+    outcome.assert_counted("mount", "unshare")
+    assert outcome.record.violations == {"mount": 3, "unshare": 1}, outcome
     outcome.assert_ended("completed")
 
 
@@ -231,7 +276,6 @@ REPOSITORIES = {
 
 
 @pytest.mark.parametrize("form", REPOSITORIES)
-@pytest.mark.xfail(raises=StillOpen, strict=True, reason="git obeys the configuration of the repository that it looks at")
 def test_a_hostile_repository(arena: Arena, tmp_path: Path, form: str) -> None:
     """An analysis' folder is a git repository whose configuration names a program; Forge asks git about the folder, outside."""
     prerequisite(shutil.which("git"), "git is not installed")
@@ -251,4 +295,4 @@ def test_a_hostile_repository(arena: Arena, tmp_path: Path, form: str) -> None:
     record = forge_orchestration.run(str(folder), limits=LIMITS)
     arena.look_around(record, beats)
     assert arena.outcome(record).logs["stdout"] == b"inside\n"
-    closed(not ran.exists(), "a program that the repository names has run on the host, as the user who runs Forge")
+    assert not ran.exists(), "a program that the repository names has run on the host, as the user who runs Forge"

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import forge_orchestration
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.settings import MessageSettings
 from forge_orchestration_tests.security.arena import LIMITS, Arena, StillOpen, closed
 
 AS_ROOT = os.geteuid() == 0
-CGROUP_V1 = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
 MIB = 1 << 20
 MEMORY_BYTES, SCRATCH_BYTES, LOG_BYTES, PIDS = 64 * MIB, 8 * MIB, MIB, 32
+MESSAGES_BYTES = MessageSettings().max_bytes
 assert (LIMITS["memory"], LIMITS["scratch"], LIMITS["log"], LIMITS["pids"]) == ("64MiB", "8MiB", "1MiB", "32")
 
 
@@ -38,20 +38,13 @@ def test_memory(arena: Arena, form: str) -> None:
     assert peak is not None and 0.9 * MEMORY_BYTES < peak.value <= MEMORY_BYTES, outcome
 
 
-UNCOUNTED = pytest.mark.xfail(
-    CGROUP_V1, raises=StillOpen, strict=True, reason="cgroup v1 does not count what sockets hold unless it is told to"
-)
 NETLINK = pytest.mark.xfail(raises=StillOpen, strict=True, reason="no cgroup counts what waits in a netlink socket")
 
 
 @pytest.mark.parametrize(
     "form",
-    [
-        pytest.param("internet_streams", marks=UNCOUNTED),
-        pytest.param("internet_datagrams", marks=UNCOUNTED),
-        pytest.param("netlink_answers", marks=NETLINK),
-    ],
-)  # fmt: skip
+    ["internet_streams", "internet_datagrams", pytest.param("netlink_answers", marks=NETLINK)],
+)
 def test_memory_of_sockets(arena: Arena, form: str) -> None:
     outcome = arena.run("exhaust/socket_memory", form=form)
     assert outcome.facts["form"] == form, outcome
@@ -109,16 +102,18 @@ def test_disk_space(arena: Arena, folder: str) -> None:
     assert kept <= SCRATCH_BYTES
 
 
-@pytest.mark.xfail(not AS_ROOT, raises=StillOpen, strict=True, reason="an ordinary user's scratch folder is limited by bytes alone")
 def test_a_million_files(arena: Arena) -> None:
-    outcome = arena.run("exhaust/disk_files")
-    made = outcome.facts.get("made", 0)
-    assert isinstance(made, int)
-    closed(made < 1000, outcome)
+    outcome = arena.run("exhaust/disk_files", limits={"files": "512"})
+    files = outcome.record.enforced["files"].value
+    # a file system of its own rounds up to whole table blocks
+    assert 512 <= files < 1000, outcome.record.enforced
     if AS_ROOT:
         outcome.assert_refused("ENOSPC")
-        assert made > 100, outcome
+        made = outcome.facts["made"]
+        assert isinstance(made, int) and 256 < made <= files, outcome
+    # an ordinary user's are counted by the supervisor from time to time: the attack may be done before it is ended
     outcome.assert_ended("scratch")
+    assert f"limit of {files:.0f} files" in outcome.record.message, outcome
 
 
 def test_names_and_attributes(arena: Arena) -> None:
@@ -183,45 +178,28 @@ def test_small_objects_of_the_kernel(arena: Arena, form: str) -> None:
 
 
 def test_terminals_of_the_host(arena: Arena) -> None:
-    """While all that there are for sandboxes are taken, the host has its own."""
-    pairs: list[tuple[int, int]] = []
+    """Terminals are one stock for the host and all sandboxes: no sandbox gets any of it, and the host has its own."""
+    in_use = Path("/proc/sys/kernel/pty/nr")
+    before, during = int(in_use.read_text()), []
     looked = arena.canaries.inputs / "looked"
 
     def look(fact: dict[str, object]) -> None:
         if "holding" in fact:
-            pairs.append(os.openpty())
+            for fd in os.openpty():
+                os.close(fd)
+            during.append(int(in_use.read_text()))
             looked.touch()
 
     outcome = arena.run(
         "exhaust/kernel_objects", form="terminals", wait=True, on_fact=look, tidy=lambda: looked.unlink(missing_ok=True)
     )
-    for fd in pairs[0]:
-        os.close(fd)
-    outcome.assert_refused("ENOSPC", "EMFILE")
+    outcome.assert_refused("ENOENT")
+    assert outcome.facts["taken"] == 0 and len(during) == 1 and during[0] - before < 20, (before, during, outcome)
     outcome.assert_ended("completed")
 
 
-@pytest.mark.xfail(raises=StillOpen, strict=True, reason="the terminals that sandboxes may have are one stock for all of them")
-def test_terminals_of_neighbours(arena: Arena) -> None:
-    others: list[bool] = []
-    looked = arena.canaries.inputs / "looked"
-
-    def look(fact: dict[str, object]) -> None:
-        if "holding" in fact:
-            others.append(forge_orchestration.run(["python", "-c", "import os; os.openpty()"], limits=LIMITS).succeeded)
-            looked.touch()
-
-    outcome = arena.run(
-        "exhaust/kernel_objects", form="terminals", wait=True, on_fact=look, tidy=lambda: looked.unlink(missing_ok=True)
-    )
-    outcome.assert_refused("ENOSPC", "EMFILE")
-    outcome.assert_ended("completed")
-    closed(others == [True], outcome)
-
-
-@pytest.mark.xfail(raises=StillOpen, strict=True, reason="io_setup takes from a stock of the whole host, and is not refused")
 def test_asynchronous_io_of_the_host(arena: Arena) -> None:
-    """Databases of the host need it to start."""
+    """Databases of the host need it to start, and its stock is the whole host's."""
     left: list[int] = []
     looked = arena.canaries.inputs / "looked"
 
@@ -234,9 +212,10 @@ def test_asynchronous_io_of_the_host(arena: Arena) -> None:
     outcome = arena.run(
         "exhaust/kernel_objects", form="asynchronous_io", wait=True, on_fact=look, tidy=lambda: looked.unlink(missing_ok=True)
     )
-    assert outcome.finished and len(outcome.attempts) == 1, outcome
+    outcome.assert_refused("EPERM")
+    outcome.assert_counted("io_setup")
+    assert outcome.record.violations == {"io_setup": 1} and left and left[0] > 32_000, (left, outcome)
     outcome.assert_ended("completed")
-    closed(left and left[0] > 32_000, outcome)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -257,21 +236,28 @@ def test_valid_messages_without_end(arena: Arena) -> None:
     assert "10000 messages" in outcome.record.message
 
 
-@pytest.mark.xfail(
-    raises=StillOpen, strict=True, reason="messages are capped by their number and length alone: 640 MB, whatever the limits"
-)
 def test_space_for_messages(arena: Arena) -> None:
-    outcome = arena.run("exhaust/message_flood", form="long", bytes=5 * MIB, wait=False)
-    assert outcome.attempts, outcome
-    size = Path(outcome.record.folder, "messages.jsonl").stat().st_size
-    closed(size <= LOG_BYTES, f"{size} bytes of messages were kept, with a log limit of {LOG_BYTES}")
+    outcome = arena.run("exhaust/message_flood", form="long", bytes=1 << 40, wait=False)
+    assert outcome.attempts and not outcome.finished, outcome
+    outcome.assert_ended("output_rejected")
+    assert f"{MESSAGES_BYTES} bytes of messages" in outcome.record.message
+    assert Path(outcome.record.folder, "messages.jsonl").stat().st_size <= MESSAGES_BYTES
+
+
+@pytest.mark.parametrize("form", ["blank", "long"])
+def test_messages_past_the_cap(arena: Arena, form: str) -> None:
+    """However cheap each is to write, nobody goes on reading them."""
+    outcome = arena.run("exhaust/message_flood", form=form, bytes=3 * MESSAGES_BYTES, wait=False)
+    assert outcome.attempts and not outcome.finished, outcome
+    outcome.assert_ended("output_rejected")
+    assert f"{MESSAGES_BYTES} bytes of messages" in outcome.record.message
 
 
 @pytest.mark.parametrize("form", ["blank", "long"])
 @pytest.mark.xfail(
     raises=StillOpen,
     strict=True,
-    reason="reading messages costs the supervisor many times what writing them costs, outside of all limits",
+    reason="reading messages costs the supervisor many times what writing them costs, outside of all limits, up to the cap on them",
 )
 def test_processor_of_the_supervisor(arena: Arena, form: str) -> None:
     """What an execution makes others do for it must not be much more than what it does itself."""
@@ -279,23 +265,47 @@ def test_processor_of_the_supervisor(arena: Arena, form: str) -> None:
     looked = arena.canaries.inputs / "looked"
 
     def look(fact: dict[str, object]) -> None:
+        if "attempt" in fact or "written" in fact:
+            spent.append(cpu_of_the_supervisor(arena))
         if "written" in fact:
-            assert arena.started is not None
-            supervisor = read_supervisor(ExecutionFolder(Path(arena.started.folder).parent, arena.started.execution_id))
-            assert supervisor is not None
-            fields = Path(f"/proc/{supervisor.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            spent.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
             looked.touch()
 
+    size = MESSAGES_BYTES * 7 // 8
     outcome = arena.run(
-        "exhaust/message_flood", form=form, bytes=24 * MIB, wait=True, on_fact=look, tidy=lambda: looked.unlink(missing_ok=True)
+        "exhaust/message_flood", form=form, bytes=size, wait=True, on_fact=look, tidy=lambda: looked.unlink(missing_ok=True)
     )
-    assert outcome.attempts, outcome
-    if outcome.record.end_reason != "output_rejected":
-        outcome.assert_ended("completed")
-        own = outcome.facts["own_cpu_s"]
-        assert isinstance(own, float)
-        closed(spent[0] < 0.1 + 3 * own, (spent, own))
+    assert outcome.attempts and outcome.finished and len(spent) == 2, outcome
+    outcome.assert_ended("completed")
+    own = outcome.facts["own_cpu_s"]
+    assert isinstance(own, float)
+    closed(spent[1] - spent[0] < 3 * own, (spent, own))
+
+
+def test_refused_calls_without_end(arena: Arena) -> None:
+    """Each waits for the supervisor: it must not be kept busy by them, and the rest of the host even less."""
+    seen: list[tuple[float, float]] = []
+
+    def look(fact: dict[str, object]) -> None:
+        if "begun" in fact or "asked" in fact:
+            seen.append((time.monotonic(), cpu_of_the_supervisor(arena)))
+
+    outcome = arena.run("exhaust/refused_calls", on_fact=look)
+    outcome.assert_refused("EPERM")
+    asked = outcome.facts["asked"]
+    assert isinstance(asked, int) and asked > 1000, outcome
+    assert outcome.record.violations == {"ptrace": asked + 1} and outcome.record.suspect, outcome
+    (began, before), (ended, after) = seen
+    assert ended - began > 1 and after - before < 0.1 * (ended - began), (seen, asked)
+    outcome.assert_ended("completed")
+
+
+def cpu_of_the_supervisor(arena: Arena) -> float:
+    """Processor time, in seconds, that the supervisor of the attack that runs now has used."""
+    assert arena.started is not None
+    supervisor = read_supervisor(ExecutionFolder(Path(arena.started.folder).parent, arena.started.execution_id))
+    assert supervisor is not None
+    fields = Path(f"/proc/{supervisor.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_processors(arena: Arena) -> None:

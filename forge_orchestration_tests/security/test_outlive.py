@@ -5,20 +5,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration_tests.security.arena import Arena, Outcome
 
 AS_ROOT = os.geteuid() == 0
 LONG_S = 300  # what is left behind would be there for so long
 
 
-def run(arena: Arena, name: str, limits: dict[str, str] | None = None) -> Outcome:
+def run(
+    arena: Arena, name: str, limits: dict[str, str] | None = None, on_fact: Callable[[dict[str, object]], None] | None = None
+) -> Outcome:
     """Run it with a mark in its environment; no process with that mark may be left on the host."""
     mark = os.urandom(12).hex()
-    outcome = arena.run(f"outlive/{name}", limits=limits, env={"MARK": mark}, long_s=LONG_S)
+    outcome = arena.run(f"outlive/{name}", limits=limits, env={"MARK": mark}, on_fact=on_fact, long_s=LONG_S)
     assert marked(mark) == [], outcome
     return outcome
 
@@ -48,7 +55,7 @@ def test_left_behind(arena: Arena, name: str) -> None:
     left = outcome.facts.get("left", outcome.facts.get("stopped", outcome.facts.get("depth", 1)))
     assert len(left) == 2 if isinstance(left, list) else left == "alive" or left >= LEFT[name], outcome  # type: ignore[operator]
     peak = outcome.record.usage.peak_pids
-    assert peak is None or peak.value >= LEFT[name] + 2, outcome
+    assert peak is None or peak.value >= LEFT[name] + 1, outcome  # and the main process
     outcome.assert_ended("completed")
 
 
@@ -80,13 +87,21 @@ def test_without_end(arena: Arena, name: str) -> None:
 
 
 def test_a_thousand_processes_end_within_2_s(arena: Arena) -> None:
-    limits = {"wall_time": "4s", "grace": "0s", "pids": "1100", "memory": "1GiB"}
-    outcome = run(arena, "thousand", limits)
-    assert outcome.facts["alive"] == 1000, outcome
-    record = outcome.record
-    outcome.assert_ended("wall_time")
-    assert record.started_at is not None and record.cleanup.finished_at is not None
-    assert record.cleanup.finished_at - record.started_at < 4 + 2
+    decided: list[float] = []
+
+    def decide(fact: dict[str, object]) -> None:
+        if "alive" in fact:  # how long it took to make them is not what is measured
+            assert arena.started is not None
+            supervisor = read_supervisor(ExecutionFolder(Path(arena.started.folder).parent, arena.started.execution_id))
+            assert supervisor is not None
+            decided.append(time.time())
+            supervisor.send(signal.SIGTERM)
+
+    outcome = run(arena, "thousand", {"grace": "0s", "pids": "1100", "memory": "1GiB"}, decide)
+    assert outcome.facts["alive"] == 1000 and len(decided) == 1, outcome
+    outcome.assert_ended("canceled")
+    assert outcome.record.signal == 9 and outcome.record.cleanup.finished_at is not None
+    assert outcome.record.cleanup.finished_at - decided[0] < 2, outcome
 
 
 def test_the_hosts_schedulers(arena: Arena) -> None:

@@ -15,7 +15,7 @@ for start in (
     "/forge/outputs",
     "/tmp",
     "/usr",
-    "/dev/pts",
+    "/dev/shm",
     "/proc/self/fd",
 ):
     for secret in (TARGETS["secret"], TARGETS["readable"]):

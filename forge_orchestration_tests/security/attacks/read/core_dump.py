@@ -11,6 +11,7 @@ import struct
 from evidence import LIBC, attempt, done, say, syscall
 
 attempt("no limit on core files", syscall, "prlimit64", 0, resource.RLIMIT_CORE, struct.pack("QQ", 2**64 - 1, 2**64 - 1), 0)
+attempt("none at all", resource.setrlimit, resource.RLIMIT_CORE, (0, 0))
 child = os.fork()
 if child == 0:
     LIBC.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE

@@ -26,6 +26,8 @@ def answers(pid):
 
 say(
     answering=[pid for pid in range(1, 70_000) if answers(pid)],
-    listed=sorted(int(one) for one in os.listdir("/proc") if one.isdigit()),
+    listed=(listed := sorted(int(one) for one in os.listdir("/proc") if one.isdigit())),
+    names=[read(f"/proc/{pid}/comm").decode().strip() for pid in listed],
+    own=os.getpid(),
 )
 done()
