@@ -47,7 +47,8 @@ COUNTED: dict[str, tuple[str, ...]] = {
 # number of the call on x86_64, and arguments that any kernel without a filter would look at before it looked at privileges
 SYSTEM_CALLS: dict[str, tuple[int, list[int]]] = {
     "unshare": (272, [0x10000000]), "setns": (308, [0, 0]), "clone, new user": (56, [0x10000000 | 17, 0, 0, 0, 0]),
-    "clone, new network": (56, [0x40000000 | 17, 0, 0, 0, 0]), "clone3": (435, [0, 0]),
+    "clone, new network": (56, [0x40000000 | 17, 0, 0, 0, 0]), "clone, sibling": (56, [0x8000 | 17, 0, 0, 0, 0]),
+    "clone3": (435, [0, 0]),
     "mount": (165, [0, 0, 0, 0, 0]), "umount2": (166, [0, 0]), "pivot_root": (155, [0, 0]), "chroot": (161, [0]),
     "move_mount": (429, [0, 0, 0, 0, 0]), "open_tree": (428, [0, 0, 0]), "fsopen": (430, [0, 0]),
     "fsconfig": (431, [0, 0, 0, 0, 0]), "fsmount": (432, [0, 0, 0]), "fspick": (433, [0, 0, 0]),
