@@ -249,7 +249,8 @@ class Engine:
             raise
         finally:
             record = folder.read_record()
-            self.store.save(record)
+            with contextlib.suppress(StoreError):  # the record is the truth; the next start puts the row right
+                self.store.save(record)
         return record
 
     def _recover(self, executor: AnalysisExecutor) -> None:

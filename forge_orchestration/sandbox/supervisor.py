@@ -63,6 +63,7 @@ class Supervisor:
         self._killed = 0
         self._violations: Violations | None = None
         self._announced = False
+        self._verdict: dict[str, object] = {}
         self._wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -108,6 +109,8 @@ class Supervisor:
                 ended = True
         finally:
             freed, mounts = prepared.release(ended=ended)
+            if not self._verdict:  # we failed, and what is still to be said may need the room
+                prepared.workspace.close()
             removed = group.remove()
         cleanup = Cleanup(
             scratch_bytes_freed=freed,

@@ -255,9 +255,8 @@ def test_a_controller_killed_while_it_waits_leaves_nothing(crowded: Forge, gate:
         assert [first.wait(timeout=PATIENCE_S), third.wait(timeout=PATIENCE_S)] == [0, 0], (
             "nobody waits for the dead, and without `forge gc`"
         )
-        report = json.loads(crowded("gc", "--json").stdout)
+        crowded("gc")  # or a later controller at its start, whichever came first
     lost = records(crowded)[1]
-    assert report["closed"] == [lost.execution_id]
     assert (lost.status, lost.end_reason) == (
         Status.LOST,
         EndReason.CONTROLLER_LOST,
@@ -274,7 +273,8 @@ def test_controller_and_supervisor_killed_while_it_runs_hold_nothing_back(crowde
         supervisor.send(signal.SIGKILL)
         first.wait(timeout=PATIENCE_S)
     assert crowded("exec", *BIG, "--", "true").returncode == 0
-    assert json.loads(crowded("gc", "--json").stdout)["closed"] == [record.execution_id]
+    crowded("gc")
+    assert crowded.read_record(record.execution_id).status is Status.LOST
     nothing_is_left(crowded)
 
 
