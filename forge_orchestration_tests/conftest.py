@@ -206,13 +206,19 @@ def _execution_ids(home: Path) -> set[str]:
     return ids
 
 
+def is_own_tracker(pid: int) -> bool:
+    """Whether it is the helper that Python's multiprocessing starts for this very process and ends with it: Dagster uses that here."""
+    status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(status[1]) == os.getpid() and b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def _processes_naming(text: bytes) -> Iterator[tuple[int, str]]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = Path(entry.path, "cmdline").read_bytes()
                 # a zombie has neither; one of ours would be this process' own child, not the sandbox's
-                if text in words or text in Path(entry.path, "environ").read_bytes():
+                if (text in words or text in Path(entry.path, "environ").read_bytes()) and not is_own_tracker(int(entry.name)):
                     yield int(entry.name), words.replace(b"\0", b" ").decode(errors="replace")[:200]
 
 

@@ -13,6 +13,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, find_site
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import load_settings
+from forge_orchestration_tests.conftest import is_own_tracker
 
 SPAWNER = b"forge_orchestration.sandbox.spawner"
 
@@ -68,7 +69,7 @@ def of_home(home: Path) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if os.fsencode(home) in Path(entry.path, "environ").read_bytes():
+                if os.fsencode(home) in Path(entry.path, "environ").read_bytes() and not is_own_tracker(int(entry.name)):
                     found.append(int(entry.name))
     return found
 
