@@ -17,7 +17,7 @@ import pytest
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
 from forge_orchestration_tests.conftest import leftovers, wait_until
 
 
@@ -40,7 +40,8 @@ def record_of(home: Path, execution_id: str) -> ExecutionRecord:
 def assert_nothing_left(home: Path, ids: set[str]) -> None:
     """No group, mount, scratch folder, uid claim, or process of these executions."""
     # this test's own spawner, which another test may have started, is none of theirs
-    assert [one for one in leftovers(home) if not one.startswith("process ")] == []
+    # and a supervisor goes a moment after it has told its controller
+    wait_until("nothing left", lambda: not [one for one in leftovers(home) if not one.startswith("process ")])
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with contextlib.suppress(OSError):
@@ -52,6 +53,15 @@ def gc(forge) -> dict:
     done = forge("gc", "--json", timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def _living(home: Path, before: set[str]) -> list[SupervisorIdentity]:
+    supervisors = [read_supervisor(ExecutionFolder(home / "executions", one)) for one in execution_ids(home) - before]
+    return [one for one in supervisors if one is not None and one.is_alive]
+
+
+def _ended(running: list[subprocess.Popen[bytes]]) -> bool:
+    return all(process.poll() is not None for process in running)
 
 
 def test_64_at_once_all_succeed(forge_home: Path) -> None:
@@ -85,11 +95,9 @@ def test_ten_controllers_and_ten_supervisors_killed_of_64(forge_home: Path, forg
                 killed_controllers.add(victim.pid)
                 killed[kind] += 1
         else:
-            supervisors = [
-                read_supervisor(ExecutionFolder(forge_home / "executions", one)) for one in execution_ids(forge_home) - before
-            ]
-            living = [one for one in supervisors if one is not None and one.is_alive]
-            if living:
+            # on a busy machine it takes a while until there is any
+            living = wait_until("a supervisor, or the end of all", lambda: _living(forge_home, before) or _ended(running), 60)
+            if isinstance(living, list):
                 chance.choice(living).send(signal.SIGKILL)
                 killed[kind] += 1
     for process in running:

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from forge_orchestration_tests.conftest import Forge
+from forge_orchestration_tests.conftest import Forge, close_own_spawners
 from forge_orchestration_tests.faults.judgement import judge
 from forge_orchestration_tests.faults.rounds import Round
 
 SAMPLE = 12
 KILLS = 200
+
+
+@pytest.fixture(autouse=True)
+def no_spawner_of_an_earlier_test() -> None:
+    """One that this process keeps for its own executions would pass for one of a round's."""
+    close_own_spawners()
 
 
 def play(home: Path, forge: Forge, seed: int) -> int:
