@@ -68,7 +68,8 @@ def main() -> int:
     parser.add_argument("--memory-mib", type=int, default=256, help="limit of each attacker")
     parser.add_argument("--settings", type=Path, help="a settings.toml to measure with; default: none")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left running
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that nothing is left running
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     home = Path(tempfile.mkdtemp(prefix="forge-bench-", dir="/var/tmp"))
     os.environ["FORGE_HOME"] = str(home)
     table = Table()

@@ -129,46 +129,43 @@ def _weight(site: CgroupSite, settings: NeighbourSettings) -> tuple[Path, int]:
 
 
 def _limit_disks(plan: LaunchPlan) -> dict[str, Enforced]:
-    wanted = {key: amount for key, field in _RATES.items() if (amount := getattr(plan.neighbours, field)) is not None}
+    """What the deployment does not limit is left alone: somebody may have limited it by hand."""
+    site = plan.cgroup
+    wanted = {key: rate for key, field in _RATES.items() if (rate := getattr(plan.neighbours, field)) is not None}
     if not wanted:
         return {}
-    site = plan.cgroup
+    demand = "[neighbours] in settings.toml limits disk transfers"
     if site.version == 1:
-        raise SandboxError(
-            "[neighbours] in settings.toml limits disk transfers, which this host's cgroup v1 cannot.", "Remove those limits."
-        )
-    holder = slice_of(site)
-    path = Path(site.mounts["unified"], holder or site.parent, "io.max")
-    names = _disks(plan.scratch_dir, (bind.device for bind in plan.binds))
-    if not names:
-        raise SandboxError("[neighbours] in settings.toml limits disk transfers, and Forge's files lie on no disk of this host.")
+        raise SandboxError(f"{demand}, which this host's cgroup v1 cannot.", "Remove those limits.")
+    disks = _disks(plan.scratch_dir, (bind.device for bind in plan.binds))
+    if not disks:
+        raise SandboxError(f"{demand}, and Forge's files lie on no disk of this host.", "Remove those limits.")
+    path = Path(site.mounts["unified"], slice_of(site) or site.parent, "io.max")
     try:
-        held = _rates(path)
-        for name in names:
-            if wanted.items() <= held.get(name, {}).items():
-                continue
-            if holder is None:
-                write(path, " ".join([name, *(f"{key}={amount}" for key, amount in wanted.items())]))
-            else:
-                set_slice_properties(*(f"{_PROPERTIES[key]}=/dev/block/{name} {amount}" for key, amount in wanted.items()))
-        held = _rates(path)
+        for disk in disks:
+            if not wanted.items() <= _rates(path, disk).items():
+                _set_rates(path, disk, wanted, by_systemd=slice_of(site) is not None)
+            if not wanted.items() <= (found := _rates(path, disk)).items():
+                raise SandboxError(f"The limits of disk {disk} were set to {wanted}, but {path} says {found}.")
     except (OSError, HostError) as error:
         why = error.message if isinstance(error, HostError) else error.strerror
         raise SandboxError(
-            f"[neighbours] in settings.toml limits disk transfers, and {path} cannot be set: {why}.",
-            "Delegate the io controller, or remove those limits.",
+            f"{demand}, and {path} cannot be set: {why}.", "Delegate the io controller, or remove those limits."
         ) from error
-    for name in names:
-        if not wanted.items() <= (found := held.get(name, {})).items():
-            raise SandboxError(f"The disk limit was set to {wanted} on {name}, but {path} says {found}.")
-    return {_RATES[key]: Enforced(value=amount, source=str(path)) for key, amount in wanted.items()}
+    return {_RATES[key]: Enforced(value=rate, source=str(path)) for key, rate in wanted.items()}
 
 
-def _rates(path: Path) -> dict[str, dict[str, int]]:
-    """`io.max` as numbers by key and device; what is not limited is left out."""
-    held: dict[str, dict[str, int]] = {}
+def _set_rates(path: Path, disk: str, rates: dict[str, int], *, by_systemd: bool) -> None:
+    if by_systemd:
+        set_slice_properties(*(f"{_PROPERTIES[key]}=/dev/block/{disk} {rate}" for key, rate in rates.items()))
+    else:
+        write(path, " ".join([disk, *(f"{key}={rate}" for key, rate in rates.items())]))
+
+
+def _rates(path: Path, disk: str) -> dict[str, int]:
+    """The limits that `io.max` holds for a disk."""
     for line in read(path).splitlines():
-        device, *fields = line.split()
-        pairs = (field.split("=") for field in fields)
-        held[device] = {key: int(amount) for key, amount in pairs if amount != "max"}
-    return held
+        name, *fields = line.split()
+        if name == disk:
+            return {key: int(rate) for key, rate in (field.split("=") for field in fields) if rate != "max"}
+    return {}

@@ -14,9 +14,10 @@ import pytest
 from forge_orchestration_tests.conftest import prerequisite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TESTS = "integration/test_limits.py integration/test_executions.py integration/test_admission.py security faults"
+TESTS = "integration/test_limits.py integration/test_executions.py integration/test_admission.py "
+TESTS += "integration/test_precedence.py integration/test_accuracy.py security faults"
 # a processor emulated in software is some ten times slower: figures of time are not judged there
-DESELECTED = "not cpu_quota and not main_job and not 64"
+DESELECTED = "not cpu_quota and not main_job and not 64 and not processor_time and not quota_of_one and not without_grace"
 TIMEOUT_S = 2400
 
 

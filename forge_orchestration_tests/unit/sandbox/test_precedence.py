@@ -151,10 +151,16 @@ def test_in_a_slice_systemd_is_asked(v2: Path, tmp_path: Path, monkeypatch: pyte
     assert precedence.hold_back(inside).protection == "off: systemctl cannot limit forge.slice: no."
 
 
+def test_a_limit_that_somebody_else_set_stays(v2: Path, tmp_path: Path) -> None:
+    (v2 / "io.max").write_text(by_hand := "8:0 rbps=max wbps=5 riops=max wiops=max\n")
+    assert set(precedence.hold_back(plan(tmp_path, 2, NeighbourSettings())).enforced) == {"cpu_weight"}
+    assert (v2 / "io.max").read_text() == by_hand
+
+
 @pytest.mark.parametrize("held", ["", "8:0 wbps=max", "8:0 wbps=4096", "8:16 wbps=1048576"])
 def test_disk_limits_that_the_kernel_does_not_keep(v2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
     monkeypatch.setattr(precedence, "write", lambda path, value: (v2 / "io.max").write_text(held))
-    with pytest.raises(SandboxError, match="disk limit was set"):
+    with pytest.raises(SandboxError, match="limits of disk 8:0 were set"):
         precedence.hold_back(plan(tmp_path, 2, NeighbourSettings(write_bytes_per_s=1 << 20)))
 
 
