@@ -21,7 +21,7 @@ from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.sandbox.identity import claims, is_abandoned, release_claim
+from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
 from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
 from forge_orchestration.sandbox.orphans import end_orphans, orphans
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
@@ -48,6 +48,7 @@ class Recovery:
     def __init__(self, store: Store, settings: Settings, site: CgroupSite | None) -> None:
         self._store, self._settings, self._site = store, settings, site
         self._left: set[str] = set()
+        self._abandoned: dict[int, str] = {}
         self.report = Reconciled()
 
     def find(self) -> set[str]:
@@ -58,7 +59,8 @@ class Recovery:
         folder = self._settings.executions_dir
         unfinished = self._store.unfinished_controllers().keys()
         workspaces = set(os.listdir(self._settings.scratch_dir))
-        elsewhere = set(claims().values())  # claims and groups are the host's: what is not in this deployment is another's
+        self._abandoned = abandoned_claims()
+        elsewhere = set(self._abandoned.values())  # claims and groups are the host's: what is not here is another deployment's
         for groups in self._site.folders("executions") if self._site is not None else ():
             with contextlib.suppress(FileNotFoundError):
                 elsewhere.update(os.listdir(groups))
@@ -68,8 +70,8 @@ class Recovery:
         return dead
 
     def nameless(self) -> bool:
-        """Whether dead supervisors left something that names no execution of this deployment."""
-        return bool(self._abandoned_claims()) or (self._site is not None and bool(orphans(self._site)))
+        """Whether `find` has seen, or there is, something of dead supervisors that names no execution of this deployment."""
+        return bool(self._abandoned) or (self._site is not None and bool(orphans(self._site)))
 
     def remove_nameless(self) -> None:
         """Remove that: helpers that did not end with their supervisor, claims on uids as which nobody runs, places in the queue."""
@@ -79,11 +81,7 @@ class Recovery:
             self.report.removed += [f"place of {one} in the queue" for one in ledger_of(self._settings).drop_unheld()]
         except ForgeError as error:
             self.report.problems.append(str(error))
-        self.report.removed += [f"claim on uid {uid}" for uid in self._abandoned_claims() if release_claim(uid)]
-
-    def _abandoned_claims(self) -> list[int]:
-        """Uids that were claimed by supervisors that are gone, whatever deployment they were of."""
-        return [uid for uid in claims() if is_abandoned(uid)]
+        self.report.removed += [f"claim on uid {uid}" for uid in abandoned_claims() if release_claim(uid)]
 
     def is_alive(self, execution_id: str) -> bool:
         """Whether a supervisor or a controller is there to bring an execution to its end, or it is none of ours."""

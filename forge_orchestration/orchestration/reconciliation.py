@@ -88,5 +88,5 @@ def _sentence(report: Reconciled, runs: list[str]) -> str:
     counts = {"closed": report.closed, "indexed": report.indexed, "leftovers removed": report.removed, "runs ended": runs}
     told = [f"{len(done)} {what}" for what, done in counts.items() if done]
     if not told:
-        return f"Nothing was left by killed processes; {report.alive} executions are alive."
+        return f"Nothing was left by killed processes; {report.alive} alive."
     return f"{', '.join(told)}; {report.alive} alive: {'; '.join([*report.closed, *report.indexed, *report.removed, *runs])}."

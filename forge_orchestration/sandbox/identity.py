@@ -107,13 +107,16 @@ def claims() -> dict[int, str]:
     return found
 
 
-def is_abandoned(uid: int) -> bool:
-    """Whether there is a claim on `uid`, and its supervisor is gone."""
-    with contextlib.suppress(FileNotFoundError):
-        if (fd := _locked_claim(uid)) is not None:
-            os.close(fd)
-            return True
-    return False
+def abandoned_claims() -> dict[int, str]:
+    """The same of those whose supervisors are gone; it costs some 10 µs for each that lives."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        for name in os.listdir(CLAIMS):
+            with contextlib.suppress(OSError, ValueError):
+                if (fd := _locked_claim(int(name))) is not None:
+                    found[int(name)] = os.pread(fd, 4096, 0).decode(errors="replace")
+                    os.close(fd)
+    return found
 
 
 def release_claim(uid: int) -> bool:

@@ -23,7 +23,9 @@ _TIMEOUT_S = 10.0
 
 def orphans(site: CgroupSite) -> list[int]:
     """Processes in the supervisors' group whose session has lost its leader."""
-    return [pid for pid, leader in _members(site) if leader != pid and linux.start_time(leader) is None]
+    members = list(_members(site))
+    dead = {leader for leader in {leader for _, leader in members} if linux.start_time(leader) is None}
+    return [pid for pid, leader in members if leader in dead and leader != pid and linux.start_time(pid) is not None]
 
 
 def end_orphans(site: CgroupSite) -> int:
@@ -38,7 +40,7 @@ def end_orphans(site: CgroupSite) -> int:
 def end_own_helpers(site: CgroupSite) -> int:
     """The same for those of the supervisor that calls this, when the command was never let go."""
     own = os.getpid()
-    return _end(lambda: [pid for pid, leader in _members(site) if leader == own != pid])
+    return _end(lambda: [pid for pid, leader in _members(site) if leader == own != pid and linux.start_time(pid) is not None])
 
 
 def _end(look: Callable[[], list[int]]) -> int:
@@ -56,10 +58,8 @@ def _end(look: Callable[[], list[int]]) -> int:
 
 
 def _members(site: CgroupSite) -> Iterator[tuple[int, int]]:
-    """Pid and session of each process in the supervisors' group that has not ended."""
+    """Pid and session of each process in the supervisors' group."""
     with contextlib.suppress(FileNotFoundError), open(site.folders("supervisors")[0] / "cgroup.procs", "rb") as file:
         for pid in map(int, file.read().split()):
             with contextlib.suppress(ProcessLookupError):
-                leader = os.getsid(pid)
-                if linux.start_time(pid) is not None:
-                    yield pid, leader
+                yield pid, os.getsid(pid)

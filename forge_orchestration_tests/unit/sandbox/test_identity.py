@@ -81,7 +81,7 @@ def test_a_dead_supervisors_claim_is_given_back_for_it_and_a_living_ones_is_not(
     dead = next(uid for uid in range(RANGE.first_uid, RANGE.first_uid + RANGE.count) if uid != living.identity.uid)
     (claims / str(dead)).write_text("dead")
     assert identity.claims() == {living.identity.uid: "living", dead: "dead"}
-    assert (identity.is_abandoned(living.identity.uid), identity.is_abandoned(dead)) == (False, True)
+    assert identity.abandoned_claims() == {dead: "dead"}
     assert not identity.release_claim(living.identity.uid)
     monkeypatch.setattr(identity, "uid_in_use", lambda uid: True)
     assert not identity.release_claim(dead)
