@@ -32,7 +32,8 @@ def own_spawner() -> int:
 
 def test_a_supervisor_that_is_killed_while_it_stands_by_costs_no_execution(forge_home: Path) -> None:
     assert forge_orchestration.run(["true"]).succeeded
-    (standby,) = wait_until("a standby", lambda: victims.children(own_spawner()))
+    # the supervisor of the execution goes a moment after it has told its controller
+    (standby,) = wait_until("a standby alone", lambda: found if len(found := victims.children(own_spawner())) == 1 else [])
     os.kill(standby, signal.SIGKILL)
     wait_until("its end", lambda: standby not in victims.children(own_spawner()))
     assert forge_orchestration.run(["true"]).succeeded
