@@ -322,4 +322,4 @@ def test_a_home_whose_path_is_hostile(forge: Forge, tmp_path: Path) -> None:
     record = hostile.record("exec", *SMALL, "--", "sh", "-c", "echo 1 > $FORGE_OUTPUTS/a")
     assert record.succeeded, record.message
     assert (Path(record.folder) / "outputs/a").read_text() == "1\n"
-    assert leftovers(home) == []
+    wait_until("the loop devices of its standby supervisors to detach", lambda: not leftovers(home))
