@@ -23,10 +23,16 @@ from forge_orchestration.units import parse_bytes
 
 
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`."""
+    """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`.
+
+    Attributes:
+        without_root: Who they are otherwise: uids that are set aside for the user in `/etc/subuid` (`subordinate_uid`), the user
+            itself in a namespace (`user_namespace`), or the first of the two that can be had.
+    """
 
     first_uid: Annotated[int, msgspec.Meta(ge=65536, le=2**31)] = 1_879_000_000
     count: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 1024
+    without_root: Literal["auto", "subordinate_uid", "user_namespace"] = "auto"
 
 
 class CgroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -118,7 +118,9 @@ def bench_warm(table: Table, rounds: int) -> None:
             ours / medians["hand-written bwrap + cgroup line, same isolation"],
             2.0,
         )
-        print(f"         forge, warm / hand-written line, bare: {ours / medians['hand-written bwrap + cgroup line, bare']:.2f} (no bar: it isolates less)")
+        print(
+            f"         forge, warm / hand-written line, bare: {ours / medians['hand-written bwrap + cgroup line, bare']:.2f} (no bar: it isolates less)"
+        )
     else:
         print("  the hand-written line needs root and cgroup v1: no ratio here")
     if not docker:

@@ -51,7 +51,7 @@ def arguments(
     argv += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "forge"]
     argv += ["--die-with-parent"]  # tied to the supervisor, which is single-threaded: a dead one leaves nothing running
     argv += ["--new-session", "--cap-drop", "ALL"]
-    if identity.mode != "own_uid":
+    if not identity.is_own:
         argv += ["--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid)]
     argv += _system(plan)
     for path, fd in files.items():
@@ -143,7 +143,7 @@ def verify_command(identity: Identity, pid: int, keeper: int, membership: set[st
         raise SandboxError("The sandbox shares the host's cgroup namespace.")
     if missing := membership - _groups(_read(f"/proc/{pid}/cgroup")):
         raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
-    if identity.mode == "user_namespace":
+    if not identity.is_own:
         # of the same user as bubblewrap's processes, and so able to take them over, if it were in their namespace
         if _namespace(pid, "user") == _namespace(keeper, "user"):
             raise SandboxError("The command would start in the user namespace of bubblewrap's own processes.")
@@ -174,7 +174,7 @@ def _verify_privileges(identity: Identity, text: str) -> None:
     status = {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}
     expected = {name: ["0" * 16] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")}
     expected |= {"Uid": [str(identity.uid)] * 4, "Gid": [str(identity.gid)] * 4, "NoNewPrivs": ["1"], "Seccomp": ["2"]}
-    if identity.mode != "user_namespace":  # an ordinary user cannot take supplementary groups from a process
+    if identity.is_own:  # an ordinary user cannot take supplementary groups from a process
         expected["Groups"] = []
     for name, wanted in expected.items():
         if status.get(name) != wanted:

@@ -138,7 +138,7 @@ def _keeper_pid(status: int) -> int | None:
 def _start(channel: socket.socket, launch: Launch, standard: list[int], keeper: int) -> Ended:
     sandbox = os.pidfd_open(keeper)
     socket.send_fds(channel, [msgspec.json.encode(Keeper(keeper_pid=keeper))], [sandbox])
-    if launch.identity.mode == "user_namespace":
+    if not launch.identity.is_own:
         linux.enter_namespaces(sandbox, linux.CLONE_NEWUSER)
         linux.die_with_parent(signal.SIGKILL)  # the change of credentials took it back
     linux.enter_namespaces(sandbox, linux.CLONE_NEWPID)
@@ -176,11 +176,11 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     for path in launch.join_files:  # by the host's paths, and so before the mounts change
         write(path, "0")
     precedence.stand_back(launch.neighbours)
-    if launch.identity.mode == "user_namespace":
+    if not launch.identity.is_own:
         write("/proc/sys/user/max_user_namespaces", "1")  # of bubblewrap's, in which this process is: the one below, and no further
     linux.enter_namespaces(sandbox, _INSIDE)
     linux.unshare(linux.CLONE_NEWCGROUP)  # its own group is the root that it sees
-    if launch.identity.mode == "user_namespace":
+    if not launch.identity.is_own:
         _leave_user_namespace(launch.identity)
     os.chdir(view.SCRATCH)
     os.umask(0o022)
@@ -192,7 +192,7 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     for target, fd in enumerate(standard):
         os.dup2(fd, target)
     linux.drop_bounding_set()
-    if launch.identity.mode != "user_namespace":
+    if launch.identity.is_own:
         os.setgroups([])
         os.setresgid(launch.identity.gid, launch.identity.gid, launch.identity.gid)
         os.setresuid(launch.identity.uid, launch.identity.uid, launch.identity.uid)

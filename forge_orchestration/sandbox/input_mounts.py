@@ -31,9 +31,15 @@ def mounted_inputs(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterat
         SandboxError: A file system knows no such mounts, or an input is not the one that was checked any more.
     """
     private = [bind for bind in plan.binds if bind.owner is not None]
-    if identity.mode != "own_uid" or not private:
+    if not identity.is_own or not private:
         yield plan
         return
+    if identity.mode == "subordinate_uid":  # the kernel lets only root mount like this
+        raise SandboxError(
+            f"Input {private[0].source} can be read by its owner alone, and cannot be shown to an execution with a uid of its own.",
+            f"Let others read it (chmod o+r {private[0].source}), or have executions run as this user: "
+            'without_root = "user_namespace" under [identity] in settings.toml.',
+        )
     points: list[Path] = []
     try:
         mounted = {bind.target: _mounted(bind, identity, folder / f"input-{number}", points) for number, bind in enumerate(private)}

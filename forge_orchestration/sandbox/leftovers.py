@@ -15,6 +15,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.outputs import kept_outputs
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import claims, release_claim
 from forge_orchestration.sandbox.orphans import end_orphans
@@ -76,8 +77,9 @@ def remove_leftovers(folder: ExecutionFolder, settings: Settings, site: CgroupSi
     freed = 0
     workspace = settings.scratch_dir / folder.id
     if workspace.exists():
-        freed += folder_bytes(workspace)
-        remove_tree(workspace)
+        whose = subordinate.prefix()
+        freed += folder_bytes(workspace, whose)
+        remove_tree(workspace, whose)
     folder.remove_torn()
     for uid, holder in claims().items():
         if holder == folder.id:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forge_orchestration.errors import HostError
-from forge_orchestration.sandbox import linux, seccomp
+from forge_orchestration.sandbox import linux, seccomp, subordinate
 from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
 from forge_orchestration.sandbox.cgroups.find import find_site, scope_prefix
 from forge_orchestration.settings import Settings
@@ -87,7 +87,14 @@ def _system_calls() -> str:
 
 def _identity(settings: Settings) -> str:
     if os.geteuid() != 0:
-        return f"user namespace of uid {os.geteuid()}: executions share this user's identity on the host"
+        wanted, lacking = settings.identity.without_root, subordinate.missing()
+        if wanted == "subordinate_uid" or (wanted == "auto" and not lacking):
+            if lacking:
+                raise HostError(f"Executions cannot have uids of their own: {lacking}.", subordinate.REMEDY)
+            first, count = map(int, _output([*subordinate.prefix(), "cat", "/proc/self/uid_map"], subordinate.REMEDY).split()[-2:])
+            return f"a uid an execution, from {first} to {first + count - 1}, set aside for this user"
+        why = f" ({lacking})" if lacking and wanted == "auto" else ""
+        return f"user namespace of uid {os.geteuid()}: executions share this user's identity on the host{why}"
     first = settings.identity.first_uid
     return f"a uid an execution, from {first} to {first + settings.identity.count - 1}"
 

@@ -81,9 +81,9 @@ class Workspace(ABC):
         os.mkfifo(self.messages, 0o600)
         for name in WORKSPACE:
             os.mkdir(self.folder / name, 0o700)
-            if identity.mode == "own_uid":
+            if identity.is_own:
                 os.chown(self.folder / name, identity.uid, identity.gid)
-        if identity.mode == "own_uid":
+        if identity.is_own:
             # not its own: the analysis may add to it, and not read what it or its helpers wrote, nor change that
             os.chmod(self.messages, 0o622)
 
@@ -298,12 +298,12 @@ def folder_files(folder: Path) -> int:
     return 0
 
 
-def folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path, prefix: tuple[str, ...] = ()) -> int:
     """Bytes that the file system has allocated beneath `folder`, links not followed; what vanishes meanwhile is skipped.
 
     By `du`, which walks folders deeper than any path that the kernel takes at once: nothing can be hidden there.
     """
-    said = _tool(["du", "-s", "--block-size=1", "--one-file-system", os.fspath(folder)])
+    said = _tool([*prefix, "du", "-s", "--block-size=1", "--one-file-system", os.fspath(folder)])
     if said:
         return int(said.split()[0])
     if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
@@ -311,17 +311,20 @@ def folder_bytes(folder: Path) -> int:
     return 0
 
 
-def remove_tree(folder: Path) -> None:
+def remove_tree(folder: Path, prefix: tuple[str, ...] = ()) -> None:
     """Remove `folder` and all beneath it, also what its owner closed; links are removed, not followed.
 
     By `chmod` and `rm`, which do it however deep it is.
+
+    Args:
+        prefix: A command that runs them as who may.
 
     Raises:
         SandboxError: Something is left.
     """
     if folder.exists():
-        _tool(["chmod", "-R", "u+rwX", os.fspath(folder)])
-        _tool(["rm", "-rf", "--one-file-system", os.fspath(folder)])
+        _tool([*prefix, "chmod", "-R", "u+rwX", os.fspath(folder)])
+        _tool([*prefix, "rm", "-rf", "--one-file-system", os.fspath(folder)])
     if folder.exists():
         raise SandboxError(f"The workspace {folder} cannot be removed.", "Remove it by hand.")
 

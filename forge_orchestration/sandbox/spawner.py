@@ -22,7 +22,7 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.record import record_from_json
-from forge_orchestration.sandbox import linux, seccomp
+from forge_orchestration.sandbox import linux, seccomp, subordinate
 from forge_orchestration.sandbox.cgroups.find import Greeting, find_site, scope_prefix
 from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.plan import plan_from_json, read_plan
@@ -39,6 +39,7 @@ def serve(control: socket.socket, hello: Hello) -> None:
     try:
         site = find_site(hello.parent)
         site.enter()
+        _take_set_aside_ids(hello)
         _warm_up()
     except ForgeError as error:
         greeting = Greeting(error=error.message, hint=error.hint)
@@ -65,6 +66,13 @@ def serve(control: socket.socket, hello: Hello) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
         _give_way(control, pid)
+
+
+def _take_set_aside_ids(hello: Hello) -> None:
+    """Where this is not root: be the one whom executions' own uids belong to, if there are any and nobody wants it otherwise."""
+    wanted = hello.identity.without_root
+    if os.geteuid() != 0 and (wanted == "subordinate_uid" or (wanted == "auto" and not subordinate.missing())):
+        subordinate.enter()
 
 
 def _give_way(control: socket.socket, supervisor: int) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.record import Enforced
+from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.identity import Claim
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.scratch import Size, Workspace, make_workspace
@@ -56,11 +57,11 @@ class Prepared:
 
 
 def prepare_ahead(settings: Hello) -> Prepared | None:
-    """What can be had ahead; None for an ordinary user, whose workspace has its execution's name, and where it fails.
+    """What can be had ahead; None for anyone but root, whose workspace has its execution's name, and where it fails.
 
     A failure here is no error: the execution tries again, and says so.
     """
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or subordinate.is_entered():
         return None
     with contextlib.suppress(ForgeError, OSError):
         claim = Claim(settings.identity, f"standby {os.getpid()}")

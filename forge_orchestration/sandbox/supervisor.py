@@ -147,7 +147,7 @@ class Supervisor:
                         f"The protection '{name}' is {state}.",
                         "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
                     )
-            self._isolation = Isolation(mode=identity.mode, uid=identity.uid, protections=protections)
+            self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
             self._watch(child, identity, group, workspace)
             ended = time.monotonic()

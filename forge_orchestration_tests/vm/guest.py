@@ -55,7 +55,18 @@ def command_as(user: str, command: list[str]) -> list[str]:
     inside = f'cd {PROJECT} && PATH={VENV}/bin:$PATH && export PATH && exec "$@"'
     if user != "forge":
         return ["su", "-l", user, "-c", inside, "--", "sh", *command]
-    service = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--uid={user}", "-p", "Delegate=yes"]
+    service = [
+        "systemd-run",
+        "--quiet",
+        "--pipe",
+        "--wait",
+        "--collect",
+        f"--uid={user}",
+        "-p",
+        "Delegate=yes",
+        "-p",
+        "CPUWeight=10",
+    ]
     words = ["/bin/sh", "-c", inside, "sh", *command]
     return [*service, "--", *(word.replace("$", "$$") for word in words)]  # systemd would expand variables itself
 

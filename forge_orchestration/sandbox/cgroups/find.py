@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from pathlib import Path
@@ -15,6 +16,7 @@ from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
 
 REMEDY = "Prepare a group once with: sudo deploy/delegate-cgroup $USER"
 SLICE = "forge.slice"  # holds the scopes of all controllers, and so the sum of their executions
+_CONTROLLERS = "/controllers"  # the leaf for what a delegated service runs beside executions
 _SYSTEMD_SCOPE = ("--scope", "--quiet", "--collect", f"--slice={SLICE}", "--property=Delegate=yes", "--")
 
 
@@ -54,6 +56,8 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
             for leaf in self.folders("supervisors"):
                 leaf.mkdir(parents=True, exist_ok=True)
                 write(leaf / (v1.JOIN_FILE if self.version == 1 else v2.JOIN_FILE), "0")
+            if delegated_service() == f"/{self.parent}":
+                _make_room(Path(self.mounts["unified"], self.parent))
             for folder in self.folders("executions"):
                 folder.mkdir(parents=True, exist_ok=True)
             if self.version == 2:
@@ -104,6 +108,8 @@ def find_site(configured_parent: str = "") -> CgroupSite:
         raise HostError("This host has no cgroup with the controllers memory, cpu and pids.", "Mount cgroup v2.")
     if configured_parent:
         parent = configured_parent
+    elif delegated := delegated_service():
+        parent = delegated.lstrip("/")
     elif scope_prefix():
         parent = _own_v2_group().lstrip("/")
     else:
@@ -115,7 +121,7 @@ def scope_prefix(configured_parent: str = "") -> tuple[str, ...]:
     """The command that starts a program in a delegated systemd scope, where that is this host's way; else nothing."""
     legacy, unified = cgroup_mounts()
     v1_complete = all(controller in legacy for controller in v1.CONTROLLERS)
-    if configured_parent or v1_complete or unified is None or not os.path.isdir("/run/systemd/system"):
+    if configured_parent or v1_complete or unified is None or not os.path.isdir("/run/systemd/system") or delegated_service():
         return ()
     return ("systemd-run", *(() if os.geteuid() == 0 else ("--user",)), *_SYSTEMD_SCOPE)
 
@@ -135,7 +141,42 @@ def expected_site(configured_parent: str = "") -> CgroupSite:
 
 def shared_group(configured_parent: str = "") -> str:
     """The name of the group that holds the executions of all controllers with this setting: what a sum is a sum of."""
-    return SLICE if scope_prefix(configured_parent) else configured_parent or _own_name()
+    if scope_prefix(configured_parent):
+        return SLICE
+    return configured_parent or delegated_service().lstrip("/") or _own_name()
+
+
+def delegated_service() -> str:
+    """The v2 group of the system service that this process is part of, if systemd delegated it to its user; else nothing.
+
+    A process of a user's own session, and root, get a scope of their own instead.
+    """
+    _, unified = cgroup_mounts()
+    user = os.geteuid()
+    if user == 0 or unified is None or not _has_controllers(Path(unified)):
+        return ""
+    group = _own_v2_group()
+    for leaf in ("/supervisors", _CONTROLLERS):
+        group = group.removesuffix(leaf)
+    folder = f"{unified}{group}"
+    try:
+        delegated = os.getxattr(folder, "user.delegate") == b"1" and os.access(f"{folder}/cgroup.procs", os.W_OK)
+    except OSError:
+        return ""
+    return group if delegated and f"/user@{user}.service" not in group else ""
+
+
+def _make_room(service: Path) -> None:
+    """Move the service's processes into a leaf: a group that has any can limit none of its children."""
+    leaf = service / _CONTROLLERS.lstrip("/")
+    leaf.mkdir(exist_ok=True)
+    for _ in range(100):  # they may be forking
+        there = read(service / "cgroup.procs").split()
+        if not there:
+            return
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                write(leaf / "cgroup.procs", pid)
 
 
 def _own_name() -> str:
