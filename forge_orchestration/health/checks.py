@@ -15,11 +15,16 @@ from forge_orchestration.runtimes import catalog, seal
 from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.cgroups.find import expected_site
 from forge_orchestration.sandbox.cgroups.total import within_what_is_above
+from forge_orchestration.sandbox.supervisor import PROTECTIONS
 from forge_orchestration.settings import Settings, make_home
 from forge_orchestration.units import format_bytes
 
 _LEAST_FREE_BYTES = 2 * 2**30
 _LEAST_FREE_SHARE = 0.02
+_READ_BACK = {
+    "memory_limit": "memory_bytes", "cpu_limit": "cpus", "pids_limit": "pids", "open_files_limit": "open_files",
+    "scratch_limit": "scratch_bytes",
+}  # fmt: skip
 
 
 def run_checks(settings: Settings, targets: list[str] | None = None) -> list[CheckResult]:
@@ -36,8 +41,12 @@ def run_checks(settings: Settings, targets: list[str] | None = None) -> list[Che
 def host_checks(settings: Settings) -> list[CheckResult]:
     """What this host can do, each line tried for real, and room on its disk."""
     results = [_attempt(name, check) for name, check in probe.attempts(settings)]
-    results.append(_attempt("capacity", lambda: _capacity(settings)))
+    failed = next((result.name for result in results if not result.passed), "")
     results.append(_attempt("precedence", lambda: precedence.outlook(settings), "warning"))
+    told = {result.name for result in results}
+    # an attempt says more of what is there, or of what to do, than the protection's `on` or `not tried`
+    results += [line for line in _protections(settings, failed) if line.name not in told or line.finding.startswith("off")]
+    results.append(_attempt("capacity", lambda: _capacity(settings)))
     results.append(_disk(settings))
     results.append(_memory())
     return results
@@ -74,6 +83,38 @@ def _attempt(name: str, check: Callable[[], str], severity: Literal["error", "wa
         return CheckResult(
             name=name, target="host", passed=False, severity=severity, finding=str(error), remedy="See docs/operating.md"
         )
+
+
+def _protections(settings: Settings, failed: str) -> list[CheckResult]:
+    """A line for each protection, as an execution of `true` has found it just now; `failed` names an attempt that did."""
+    from forge_orchestration.executors.trial import try_sandbox
+
+    if failed:
+        return [
+            CheckResult(name=name, target="host", passed=False, severity="warning", finding=f"not tried, because '{failed}' failed")
+            for name in PROTECTIONS
+        ]
+    try:
+        record = try_sandbox(settings)
+    except ForgeError as error:
+        return [CheckResult(name="trial", target="host", passed=False, finding=error.message, remedy=error.hint)]
+    except OSError as error:
+        return [CheckResult(name="trial", target="host", passed=False, finding=str(error), remedy=f"Is {settings.home} writable?")]
+    assert record.isolation is not None
+    lines = []
+    for name, state in record.isolation.protections.items():
+        limit = record.enforced.get(_READ_BACK.get(name, ""))
+        finding = state
+        if limit is not None:
+            amount = format_bytes(int(limit.value)) if _READ_BACK[name].endswith("_bytes") else f"{limit.value:g}"
+            finding = f"{state}; {amount} ({limit.source.replace(record.execution_id, 'ID')})"
+        lines.append(
+            CheckResult(
+                name=name, target="host", passed=state.startswith("on"), severity="warning", finding=finding,
+                remedy="" if state.startswith("on") else "See docs/security.md",
+            )
+        )  # fmt: skip
+    return lines
 
 
 def _capacity(settings: Settings) -> str:

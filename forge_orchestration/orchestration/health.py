@@ -103,6 +103,7 @@ def _state(results: Sequence[CheckResult]) -> str:
 def _verdict(results: Sequence[CheckResult]) -> dict[str, Any]:
     """All checks of one target as one: whether all passed, how bad it is, what to do, and a table of them."""
     failed = [result for result in results if not result.passed]
+    errors = [result for result in failed if result.severity == "error"]
     if not results:
         return {"passed": False, "severity": dg.AssetCheckSeverity.WARN, "description": "No check looked at it."}
     columns = ("check", "passed", "finding", "remedy")
@@ -110,10 +111,8 @@ def _verdict(results: Sequence[CheckResult]) -> dict[str, Any]:
     schema = dg.TableSchema([dg.TableColumn(column, "bool" if column == "passed" else "string") for column in columns])
     return {
         "passed": not failed,
-        "severity": dg.AssetCheckSeverity.ERROR
-        if any(result.severity == "error" for result in failed)
-        else dg.AssetCheckSeverity.WARN,
-        "description": " ".join(map(_sentence, failed)) or "All checks passed.",
+        "severity": dg.AssetCheckSeverity.ERROR if errors else dg.AssetCheckSeverity.WARN,
+        "description": " ".join(map(_sentence, errors or failed)) or "All checks passed.",
         "metadata": {
             "checks": dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
         },

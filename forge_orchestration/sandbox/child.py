@@ -228,6 +228,10 @@ def start_child(
 
         stdout, stdout_w = os.pipe2(os.O_CLOEXEC)
         stderr, stderr_w = os.pipe2(os.O_CLOEXEC)
+        if identity.is_own:
+            # programs open /dev/stderr anew; the pipe belongs to another user than the execution, which may add to it and no more
+            for fd in (stdout_w, stderr_w):
+                os.fchmod(fd, 0o622)
         complaints, complaints_w = os.pipe2(os.O_CLOEXEC)
         status, status_w = os.pipe2(os.O_CLOEXEC)  # the entrant reads it
         hold_r, hold = os.pipe2(os.O_CLOEXEC)

@@ -41,6 +41,10 @@ REFUSED = {
 }  # fmt: skip
 
 
+# what libseccomp has no name for yet; these numbers are the same on every architecture
+NEWER = {467: "open_tree_attr"}
+
+
 @functools.cache
 def filter_program() -> bytes:
     """The filter as compiled BPF. Compiled once a process (about a millisecond).
@@ -59,6 +63,8 @@ def filter_program() -> bytes:
     for calls in REFUSED.values():
         for call in calls:
             _refuse(pyseccomp, rules, refuse, call)
+    for number in NEWER:
+        rules.add_rule(refuse, number)
     for flag in _NAMESPACE_FLAGS:
         rules.add_rule(refuse, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
     # a sibling of the caller would be a child of a process outside, which does not wait for it
@@ -72,6 +78,9 @@ def filter_program() -> bytes:
     for family in range(max(_AF_ALLOWED)):
         if family not in _AF_ALLOWED:
             rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, family))
+        if family != _AF_UNIX:  # no other kind of pair does what a pipe does not
+            rules.add_rule(refuse, "socketpair", pyseccomp.Arg(0, pyseccomp.EQ, family))
+    rules.add_rule(refuse, "socketpair", pyseccomp.Arg(0, pyseccomp.GE, max(_AF_ALLOWED)))
     # listing the interfaces of its own empty network needs NETLINK_ROUTE (0); nothing needs the other netlink families
     rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, _AF_NETLINK), pyseccomp.Arg(2, pyseccomp.NE, 0))
     # a limit of 0 would let the host's core handler have a core (see `entry`): setting it says that it was done, and does nothing
@@ -101,6 +110,6 @@ def refused_names() -> dict[int, str]:
     """Name by number of every system call of which some or all uses are refused, on this processor."""
     import pyseccomp
 
-    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "ioctl", "socket"]
+    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "ioctl", "socket", "socketpair"]
     numbers = {pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name): name for name in names}
-    return {number: name for number, name in numbers.items() if number >= 0}
+    return {number: name for number, name in numbers.items() if number >= 0} | NEWER

@@ -18,6 +18,7 @@ import msgspec
 
 from forge_orchestration.errors import HostError
 from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.cgroups.base import write
 
 FILE = "/etc/subuid"
 REMEDY = "sudo apt-get install uidmap; sudo usermod --add-subuids 1000000-1065535 --add-subgids 1000000-1065535 USER"
@@ -86,6 +87,7 @@ def enter() -> None:
         status = os.waitpid(helper, 0)[1]
     if status != 0:
         raise HostError("newuidmap or newgidmap refused the ids of /etc/subuid and /etc/subgid.", REMEDY)
+    write("/proc/self/projid_map", "0 0 1")  # whoever is first may write it, once
 
 
 def prefix() -> tuple[str, ...]:

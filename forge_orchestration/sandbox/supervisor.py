@@ -41,7 +41,7 @@ from forge_orchestration.sandbox.violations import Violations
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
 _KILLED = float("inf")
-_PROTECTIONS = (
+PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
     "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
 )  # fmt: skip
@@ -137,7 +137,7 @@ class Supervisor:
             group.create()
             standing = precedence.hold_back(plan)
             self._enforced = scratch | group.set_limits(plan.limits) | standing.enforced
-            protections = dict.fromkeys(_PROTECTIONS, "on") | {
+            protections = dict.fromkeys(PROTECTIONS, "on") | {
                 "scratch_limit": workspace.protection,
                 "precedence": standing.protection,
             }

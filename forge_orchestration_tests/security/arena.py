@@ -24,12 +24,16 @@ import forge_orchestration
 from forge_orchestration import ExecutionRecord
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
-from forge_orchestration.sandbox.identity import CLAIMS, uid_in_use
+from forge_orchestration.sandbox import subordinate
+from forge_orchestration.sandbox.identity import claims_folder, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import SupervisionSettings
 from forge_orchestration_tests.conftest import wait_until
 from forge_orchestration_tests.security.canaries import Canaries, free_port
 
+AS_ROOT = os.geteuid() == 0
+# executions have a uid that is nobody else's
+OWN_UIDS = AS_ROOT or not subordinate.missing()
 ATTACKS = Path(__file__).with_name("attacks")
 SUSPECT_AFTER = SupervisionSettings().suspect_after
 LIMITS = {"memory": "64MiB", "pids": "32", "scratch": "8MiB", "wall_time": "60s", "grace": "1s", "log": "1MiB"}
@@ -229,9 +233,11 @@ class Arena:
         assert supervisor is not None and supervisor.wait(5), "its supervisor is still there"
         assert not Path(record.folder, "messages.fifo").exists()
         assert record.isolation is not None
-        if record.isolation.mode == "own_uid":
+        assert record.isolation.mode == ("own_uid" if AS_ROOT else "subordinate_uid" if OWN_UIDS else "user_namespace")
+        if AS_ROOT:
             assert set(record.isolation.protections.values()) == {"on"}
-            claim = CLAIMS / str(record.isolation.uid)
+        if OWN_UIDS:
+            claim = claims_folder() / str(record.isolation.uid)
             # another execution of this host may have it by now; its claim names it
             assert not uid_in_use(record.isolation.uid) or claim.read_text() not in ("", record.execution_id)
 

@@ -11,9 +11,8 @@ import pytest
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import MessageSettings
-from forge_orchestration_tests.security.arena import LIMITS, Arena, StillOpen, closed
+from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, Arena, StillOpen, closed
 
-AS_ROOT = os.geteuid() == 0
 MIB = 1 << 20
 MEMORY_BYTES, SCRATCH_BYTES, LOG_BYTES, PIDS = 64 * MIB, 8 * MIB, MIB, 32
 MESSAGES_BYTES = MessageSettings().max_bytes

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration_tests.conftest import Forge
-from forge_orchestration_tests.security.arena import LIMITS, Arena, StillOpen, closed
+from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, OWN_UIDS, Arena, StillOpen, closed
 
-AS_ROOT = os.geteuid() == 0
 HIDDEN = ("ENOENT", "EACCES", "EPERM", "ENOTDIR")
 # an ordinary user's first process belongs to the same user: it may be looked into, and there is nothing in it
-EMPTY: dict[str, str | None] = {} if AS_ROOT else {"to_proc": None}
+EMPTY: dict[str, str | None] = {} if OWN_UIDS else {"to_proc": None}
 REFUSED = {
     "host_files": HIDDEN,
     "forge_home": HIDDEN,
@@ -54,7 +53,7 @@ def test_what_was_hidden_is_there(arena: Arena) -> None:
 
 def test_the_first_process(arena: Arena) -> None:
     outcome = arena.run("read/first_process")
-    if AS_ROOT:
+    if OWN_UIDS:
         outcome.assert_refused(*HIDDEN)
     else:  # it is the same user's, and so open to it: then it must have nothing that the analysis has not
         assert outcome.finished and len(outcome.attempts) == 18 and outcome.facts["more_than_itself"] == {}, outcome
@@ -102,7 +101,7 @@ def test_the_environment(arena: Arena, forge: Forge) -> None:
         "FORGE_SEED", "FORGE_THREADS", "FORGE_DEADLINE",
     }  # fmt: skip
     # it was started from outside: inside it has no parent
-    others = {"of the parent": "ENOENT"} if AS_ROOT else {"of the parent": "ENOENT", "of the first process": None}
+    others = {"of the parent": "ENOENT"} if OWN_UIDS else {"of the parent": "ENOENT", "of the first process": None}
     assert outcome.facts["parent"] == 0, outcome
     outcome.assert_refused("EACCES", but={"as started": None, **others})
     assert all(one.got in ("", "b''") for one in outcome.attempts if one.attempt != "as started"), outcome
@@ -158,7 +157,7 @@ def test_users_of_the_host(arena: Arena) -> None:
         outcome
     )
     # of an ordinary user's groups, a namespace maps only the first; the rest are there without a name
-    assert outcome.facts["groups_of_it"] == [] or (not AS_ROOT and set(outcome.facts["groups_of_it"]) <= {os.getgid(), 65534}), (
+    assert outcome.facts["groups_of_it"] == [] or (not OWN_UIDS and set(outcome.facts["groups_of_it"]) <= {os.getgid(), 65534}), (
         outcome
     )  # type: ignore[call-overload]
     outcome.assert_ended("completed")
@@ -195,6 +194,6 @@ def test_own_messages(arena: Arena) -> None:
     outcome = arena.run("read/own_messages")
     assert outcome.finished and len(outcome.attempts) == 3, outcome
     outcome.assert_ended("completed")
-    if AS_ROOT:  # an ordinary user's execution is the same user
+    if OWN_UIDS:  # an ordinary user's execution is the same user
         assert outcome.errors() == {"open for reading": "EACCES", "make it readable": "EPERM", "open again": "EACCES"}, outcome
         assert outcome.facts["readable"] is False, outcome

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 
 import pytest
 
 import forge_orchestration
-from forge_orchestration_tests.security.arena import LIMITS, Arena, StillOpen, closed
+from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, OWN_UIDS, Arena, StillOpen, closed
 
-AS_ROOT = os.geteuid() == 0
 OF_NAMESPACES = [f"/proc/sys/kernel/{name}" for name in ("pid_max", "shmmax", "msgmax")]
 READ_ONLY = ("EROFS", "EACCES", "EPERM", "EBADF", "ENOENT")
 REFUSED: dict[str, tuple[str, ...]] = {
@@ -34,7 +32,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 def test_refused(arena: Arena, name: str) -> None:
     outcome = arena.run(f"write/{name}")
     # an ordinary user's /dev is a tmpfs that belongs to it: it may make files there, which count as memory
-    own = {} if AS_ROOT else {f"{what} in /dev": None for what in ("new", "folder", "link")}
+    own = {} if OWN_UIDS else {f"{what} in /dev": None for what in ("new", "folder", "link")}
     outcome.assert_refused(*REFUSED[name], but=own if name == "system_files" else None)
     # the links that it planted among its outputs are not kept
     outcome.assert_ended("output_rejected" if name == "links_to_host" else "completed")
