@@ -121,8 +121,8 @@ class ExecutionFolder:
         return self.path / f"{stream}.log"
 
     def write_record(self, record: ExecutionRecord) -> None:
-        """Replace the record; a reader at any moment finds the old or the new one, whole."""
-        write_atomically(self.record_path, record.to_json().encode() + b"\n")
+        """Replace the record; a reader at any moment finds the old or the new one, whole. A final one outlasts a loss of power."""
+        write_atomically(self.record_path, record.to_json().encode() + b"\n", durable=record.status.is_final)
 
     def read_record(self) -> ExecutionRecord:
         """The record as it is now.
@@ -139,17 +139,30 @@ class ExecutionFolder:
             raise StoreError(f"The record {self.record_path} cannot be read: {error}.") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file aside and move it into place."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file aside and move it into place; if `durable`, it is on the disk then."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
     except BaseException:
         os.unlink(temporary)
         raise
     finally:
         os.close(fd)
     os.rename(temporary, path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.executions.folder import PARTIAL_OUTPUT
+from forge_orchestration.executions.folder import PARTIAL_OUTPUT, sync_folder
 from forge_orchestration.model.record import OutputFacts, RejectedOutput
 from forge_orchestration.settings import OutputSettings
 
@@ -40,7 +40,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: OutputSettings, max_bytes: int) -> Collected:
-    """Copy what is beneath `source` to `target`.
+    """Copy what is beneath `source` to `target`, where it then outlasts a loss of power.
 
     Args:
         declared: Pattern (`*.csv`, `plots/*`) by output name; matched against paths beneath `source`.
@@ -65,6 +65,8 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
                 rejected.append(RejectedOutput(path=shown(path), why=why))
     finally:
         os.close(root)
+    for folder in {target, *(parent for one in outputs for parent in (target / one.path).parents if parent.is_relative_to(target))}:
+        sync_folder(folder)
     named, missing = _named(outputs, declared)
     return Collected(outputs=named, rejected=rejected, missing=missing)
 
@@ -184,6 +186,7 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
                     view = memoryview(data)
                     while view:
                         view = view[copy.write(view) :]
+                os.fsync(copy.fileno())  # whatever becomes of the host: a name stands for a whole file
             os.link(partial, destination)  # unlike a rename, it replaces nothing
         finally:
             partial.unlink(missing_ok=True)

@@ -121,10 +121,6 @@ def test_a_privileged_program(arena: Arena) -> None:
     outcome.assert_ended("completed")
 
 
-# not strict: it is a race, which the attack does not always win
-@pytest.mark.xfail(
-    not AS_ROOT, raises=StillOpen, strict=False, reason="a scratch folder that changes all the time cannot be measured"
-)
 def test_swapped_all_the_time(arena: Arena) -> None:
     """That the token did not come out, which `Arena.run` looks for, is the point."""
     outcome = arena.run("deceive/swapped")

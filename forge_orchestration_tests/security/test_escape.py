@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 # which of an attack's calls the filter has refused, and the record therefore counts; those of others did not come so far
 COUNTED: dict[str, tuple[str, ...]] = {
     "mounts": ("mount", "umount2"),
-    "new_mount_calls": ("fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "move_mount", "mount_setattr"),
+    "new_mount_calls": ("fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "open_tree_attr", "move_mount", "mount_setattr"),
     "roots": ("chroot", "pivot_root"),
     "new_namespaces": ("unshare", "clone"),
     "tracing": ("ptrace", "kcmp", "process_vm_writev"),

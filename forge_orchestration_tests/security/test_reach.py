@@ -23,19 +23,22 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "netlink_families": ("EPERM",),
     "raw_sockets": (*UNKNOWN, "EACCES"),
     "odd_families": UNKNOWN,
-    "odd_pairs": (*UNKNOWN, "EOPNOTSUPP", "ENOTSUP", "ENODEV"),
+    "odd_pairs": ("EPERM",),
     "odd_protocols": UNKNOWN,
     "ports_of_neighbour": UNREACHABLE,
 }
-# who asked for sockets that the filter refuses
-COUNTED = ("machine_sockets", "netlink_families", "raw_sockets", "odd_families", "odd_protocols")
+# the calls of who asked for sockets that the filter refuses
+COUNTED = dict.fromkeys(("netlink_families", "raw_sockets", "odd_families", "odd_protocols"), ("socket",)) | {
+    "machine_sockets": ("socket", "socketpair"),
+    "odd_pairs": ("socketpair",),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(arena: Arena, name: str) -> None:
     outcome = arena.run(f"reach/{name}")
     outcome.assert_refused(*REFUSED[name])
-    outcome.assert_counted(*(("socket",) if name in COUNTED else ()))
+    outcome.assert_counted(*COUNTED.get(name, ()))
     outcome.assert_ended("completed")
 
 

@@ -14,6 +14,7 @@ import pwd
 import select
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def install_project() -> None:
         return
     name, version = project["name"].replace("-", "_"), project.get("version", "0")
     info = next(VENV.glob("lib/python3*/site-packages")) / f"{name}-{version}.dist-info"
-    info.mkdir()
+    info.mkdir(exist_ok=True)  # from before the power went
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n")
     groups = {"console_scripts": project.get("scripts", {}), **project.get("entry-points", {})}
     lines = (f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups.items())
@@ -106,6 +107,8 @@ def main() -> None:
                 os.write(output, f"=== step {number} of {len(steps)}, as {step['user']}\n".encode())
             status = run(step["user"], step["command"], output)
             print(json.dumps({"event": "end", "step": number, "exit_status": status}), file=report)
+            if step.get("power_off"):
+                time.sleep(3600)  # until it goes
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The sandbox, security and fault tests in a virtual machine with systemd and cgroup v2, as root and as an ordinary user."""
+"""What is tested in a virtual machine with systemd and cgroup v2, as each of the three who may start executions.
+
+root has the host, `forge` is a service user with ids of its own and a delegated service, `newcomer` an ordinary user.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,23 +16,54 @@ import pytest
 from forge_orchestration_tests.conftest import prerequisite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TESTS = "integration/test_limits.py integration/test_executions.py integration/test_admission.py "
-TESTS += "integration/test_precedence.py integration/test_accuracy.py security faults"
+USERS = ("root", "forge", "newcomer")
+LIMITS = "integration/test_limits.py"
+WHOLE = f"{LIMITS} integration/test_executions.py integration/test_admission.py integration/test_precedence.py "
+WHOLE += "integration/test_accuracy.py security faults"
 # a processor emulated in software is some ten times slower: figures of time are not judged there
 DESELECTED = "not cpu_quota and not main_job and not 64 and not processor_time and not quota_of_one and not without_grace"
-TIMEOUT_S = 2400
+NOT_BUILT = 125
+
+
+@pytest.mark.timeout(3000)
+def test_twenty_attacks_and_every_limit() -> None:
+    said = in_vm([{"user": user, "command": f"forge doctor && {_tests('-m smoke security', LIMITS)}"} for user in USERS], 2400)
+    assert said.count(" passed") == 2 * len(USERS), said[-4000:]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(TIMEOUT_S + 900)
-def test_limits_security_and_faults_on_cgroup_v2() -> None:
-    prerequisite(os.geteuid() == 0 or shutil.which("qemu-system-x86_64"), "building the virtual machine needs root")
-    paths = " ".join(f"forge_orchestration_tests/{one}" for one in TESTS.split())
-    command = f"cd /opt/project && python -m pytest -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {paths}"
-    steps = [{"user": user, "command": f"forge doctor && {command}"} for user in ("root", "newcomer")]
-    run = [sys.executable, str(Path(__file__).with_name("run-in-vm")), "--steps", "-", "--timeout", str(TIMEOUT_S)]
+@pytest.mark.timeout(15000)
+@pytest.mark.parametrize("user", USERS)
+def test_limits_security_and_faults(user: str) -> None:
+    assert in_vm([{"user": user, "command": _tests(WHOLE)}], 14000).count(" passed") == 1
+
+
+@pytest.mark.timeout(1800)
+def test_the_power_goes_while_executions_run() -> None:
+    command = "python -m forge_orchestration_tests.vm.power"
+    steps: list[dict[str, object]] = [{"user": user, "command": f"cd /opt/project && {command} before"} for user in USERS]
+    steps[-1]["power_off"] = True
+    steps += [{"user": user, "command": f"cd /opt/project && {command} after"} for user in USERS]
+    assert in_vm(steps, 1200).count("nothing was lost, and nothing is left") == len(USERS)
+
+
+def _tests(*selections: str) -> str:
+    """A command that runs each selection, whose paths lie beneath this package."""
+    package = "forge_orchestration_tests"
+    runs = []
+    for selection in selections:
+        paths = [word if word.startswith("-") or word == "smoke" else f"{package}/{word}" for word in selection.split()]
+        runs.append(f"python -m pytest -q -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}")
+    return f"cd /opt/project && {' && '.join(runs)}"
+
+
+def in_vm(steps: list[dict[str, object]], timeout_s: int) -> str:
+    """What the steps print. They must all end well."""
+    run = [sys.executable, str(Path(__file__).with_name("run-in-vm")), "--steps", "-", "--timeout", str(timeout_s)]
     run += ["--lock", str(REPOSITORY / "requirements-dev.lock"), str(REPOSITORY)]
-    done = subprocess.run(run, input=json.dumps(steps), stdout=subprocess.PIPE, text=True, check=False)
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert done.stdout.count(" passed") == len(steps)
+    done = subprocess.run(run, input=json.dumps(steps), capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == NOT_BUILT:
+        prerequisite(os.geteuid() == 0, f"there is no virtual machine: {done.stderr[-1000:]}")
+    print(done.stdout, done.stderr, sep="\n")
+    assert done.returncode == 0, (done.stdout[-6000:], done.stderr[-2000:])
+    return done.stdout

@@ -9,7 +9,11 @@ from evidence import say
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for _ in range(10):
-    if os.fork() == 0:
+    try:
+        started = os.fork()
+    except OSError:  # the lines before have taken all places for the moment
+        continue
+    if started == 0:
         os.setsid()
         while True:
             try:
