@@ -41,8 +41,13 @@ def prerequisite(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
+# how much slower than usual this host is known to be: an emulated one is
+PATIENCE = float(os.environ.get("FORGE_TESTS_PATIENCE", "1"))
+
+
 def wait_until(what: str, look: Callable[[], T], timeout_s: float = 20.0) -> T:
     """Look, often, until there is something to see; returns it."""
+    timeout_s *= PATIENCE
     deadline = time.monotonic() + timeout_s
     while not (seen := look()):
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"

@@ -19,6 +19,8 @@ _CLONE_PARENT = 0x8000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _RLIMIT_CORE = 4
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
+_PROTOCOLS = (0, 6, 17)  # the family's own choice, TCP, UDP
+_ODD_KINDS = (4, 5, 6, 10)  # rdm, seqpacket, dccp, packet
 _AF_ALLOWED = (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK)
 
 REFUSED = {
@@ -83,6 +85,15 @@ def filter_program() -> bytes:
     rules.add_rule(refuse, "socketpair", pyseccomp.Arg(0, pyseccomp.GE, max(_AF_ALLOWED)))
     # listing the interfaces of its own empty network needs NETLINK_ROUTE (0); nothing needs the other netlink families
     rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, _AF_NETLINK), pyseccomp.Arg(2, pyseccomp.NE, 0))
+    # a kernel loads the module of a protocol for whoever asks for it (SCTP, DCCP …), and those have a history of holes
+    for family in (_AF_INET, _AF_INET6):
+        one = pyseccomp.Arg(0, pyseccomp.EQ, family)
+        rules.add_rule(refuse, "socket", one, pyseccomp.Arg(2, pyseccomp.GT, max(_PROTOCOLS)))
+        for protocol in range(max(_PROTOCOLS)):
+            if protocol not in _PROTOCOLS:
+                rules.add_rule(refuse, "socket", one, pyseccomp.Arg(2, pyseccomp.EQ, protocol))
+        for kind in _ODD_KINDS:  # of these, protocol 0 is one of them
+            rules.add_rule(refuse, "socket", one, pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xF, kind))
     # a limit of 0 would let the host's core handler have a core (see `entry`): setting it says that it was done, and does nothing
     pretend = pyseccomp.ERRNO(0)
     rules.add_rule(pretend, "setrlimit", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE))

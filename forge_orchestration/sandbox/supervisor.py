@@ -41,6 +41,7 @@ from forge_orchestration.sandbox.violations import Violations
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
 _KILLED = float("inf")
+_TOLD_TOO_S = 0.2  # whoever ends all processes of a service tells this one too, before or after bubblewrap
 PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
     "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
@@ -242,7 +243,8 @@ class Supervisor:
                     self._answer(poll)
                 elif fd == child.keeper:
                     poll.unregister(fd)
-                    if error := child.reap_keeper():
+                    error = child.reap_keeper()
+                    if error and not select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]:
                         raise error
                 elif fd == self._wake_fd:
                     os.read(self._wake_fd, 512)

@@ -24,7 +24,7 @@ from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import load_settings
-from forge_orchestration_tests.conftest import Forge, wait_until
+from forge_orchestration_tests.conftest import PATIENCE, Forge, wait_until
 from forge_orchestration_tests.faults import victims
 
 CONTENT, OUTPUTS = b"a" * 300_000, 30
@@ -61,7 +61,7 @@ MOMENTS = {
 }
 _RANKS = {Status.QUEUED: 0, Status.PREPARING: 1, Status.RUNNING: 2, Status.COLLECTING: 3}
 _REACHED_BY = {"supervisor": 1, "running": 2, "collecting": 3, "ended": 4}
-_PATIENCE_S = 4.0
+_PATIENCE_S = 4.0 * PATIENCE
 
 
 @dataclass

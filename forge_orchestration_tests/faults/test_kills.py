@@ -18,7 +18,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
-from forge_orchestration_tests.conftest import leftovers, wait_until
+from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
 
 
 def start(*command: str) -> subprocess.Popen[bytes]:
@@ -141,7 +141,7 @@ def test_what_the_record_says_of_a_kill(forge_home: Path, forge, victim: str) ->
     else:
         children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
-    status = process.wait(timeout=60)
+    status = process.wait(timeout=60 * PATIENCE)
     wait_until("the supervisor's end", lambda: not supervisor.is_alive)
     gc(forge)
     record = record_of(forge_home, one)

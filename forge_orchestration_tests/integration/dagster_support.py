@@ -17,10 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from forge_orchestration_tests.conftest import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOCATION = "forge_orchestration.definitions"
-START_S = 120.0
-RUN_S = 90.0
+START_S = 120.0 * PATIENCE
+RUN_S = 90.0 * PATIENCE
 T = TypeVar("T")
 FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 

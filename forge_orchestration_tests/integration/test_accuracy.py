@@ -10,7 +10,7 @@ import forge_orchestration
 from forge_orchestration import EndReason, ExecutionRecord
 
 MIB = 1 << 20
-TOUCHED_BYTES = 128 * MIB
+TOUCHED_BYTES = 512 * MIB
 # a mapping of exactly that size, each page written once, kept for 300 ms: shorter than most samplers would notice
 TOUCH = """
 import mmap, sys, time
@@ -64,7 +64,7 @@ def test_peak_memory(forge_home: Path, where: str) -> None:
     )
     peaks = []
     for size in (0, TOUCHED_BYTES):
-        peak = completed(program, str(size), memory=512 * MIB).usage.peak_memory_bytes
+        peak = completed(program, str(size), memory=1024 * MIB).usage.peak_memory_bytes
         assert peak is not None
         peaks.append(peak.value)
     assert peaks[1] - peaks[0] == pytest.approx(TOUCHED_BYTES, rel=0.01)

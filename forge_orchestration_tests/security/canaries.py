@@ -89,7 +89,7 @@ class Canaries:
         assert self._look_at_files() == self._files
         system = self._look_at_system()
         for what, was in self._system.items():
-            assert system[what] == was or (what == "mounts" and system[what] <= was), what
+            assert system[what] == was or (what == "mounts" and system[what] <= was), (what, system[what], was)
         for listener in self._listeners:
             with contextlib.suppress(BlockingIOError):
                 listener.accept()

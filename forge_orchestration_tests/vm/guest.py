@@ -14,7 +14,6 @@ import pwd
 import select
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -107,8 +106,6 @@ def main() -> None:
                 os.write(output, f"=== step {number} of {len(steps)}, as {step['user']}\n".encode())
             status = run(step["user"], step["command"], output)
             print(json.dumps({"event": "end", "step": number, "exit_status": status}), file=report)
-            if step.get("power_off"):
-                time.sleep(3600)  # until it goes
 
 
 if __name__ == "__main__":

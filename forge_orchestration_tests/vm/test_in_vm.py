@@ -21,7 +21,8 @@ LIMITS = "integration/test_limits.py"
 WHOLE = f"{LIMITS} integration/test_executions.py integration/test_admission.py integration/test_precedence.py "
 WHOLE += "integration/test_accuracy.py security faults"
 # a processor emulated in software is some ten times slower: figures of time are not judged there
-DESELECTED = "not cpu_quota and not main_job and not 64 and not processor_time and not quota_of_one and not without_grace"
+DESELECTED = "not cpu_quota and not main_job and not 64 and not processor_time and not quota_of_one and not without_grace "
+DESELECTED += "and not refused_calls_without_end"
 NOT_BUILT = 125
 
 
@@ -41,8 +42,9 @@ def test_limits_security_and_faults(user: str) -> None:
 @pytest.mark.timeout(1800)
 def test_the_power_goes_while_executions_run() -> None:
     command = "python -m forge_orchestration_tests.vm.power"
-    steps: list[dict[str, object]] = [{"user": user, "command": f"cd /opt/project && {command} before"} for user in USERS]
-    steps[-1]["power_off"] = True
+    users = ("root", "newcomer", "forge")  # a service ends with all that it runs: this one does not end
+    steps: list[dict[str, object]] = [{"user": user, "command": f"cd /opt/project && {command} before"} for user in users]
+    steps[-1] |= {"command": f"{steps[-1]['command']} && echo now && sleep 3600", "power_off": "ready to lose power\nnow"}
     steps += [{"user": user, "command": f"cd /opt/project && {command} after"} for user in USERS]
     assert in_vm(steps, 1200).count("nothing was lost, and nothing is left") == len(USERS)
 
@@ -53,7 +55,9 @@ def _tests(*selections: str) -> str:
     runs = []
     for selection in selections:
         paths = [word if word.startswith("-") or word == "smoke" else f"{package}/{word}" for word in selection.split()]
-        runs.append(f"python -m pytest -q -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}")
+        runs.append(
+            f"FORGE_TESTS_PATIENCE=5 python -m pytest -q -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}"
+        )
     return f"cd /opt/project && {' && '.join(runs)}"
 
 
