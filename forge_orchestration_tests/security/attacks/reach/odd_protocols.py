@@ -1,4 +1,4 @@
-"""Opens internet sockets of rare protocols, which are other modules of the kernel: SCTP, DCCP, L2TP, encryption."""
+"""Opens internet sockets of rare protocols and kinds, which are other modules of the kernel: SCTP, DCCP, L2TP, encryption."""
 
 import socket
 
@@ -7,7 +7,9 @@ from evidence import attempt, done, syscall
 for name, (kind, protocol) in {
     "sctp": (1, 132),
     "sctp packets": (5, 132),
+    "packets": (5, 0),
     "dccp": (6, 33),
+    "dccp by its kind": (6, 0),
     "l2tp": (2, 115),
     "smc": (1, 256),
     "pgm": (4, 113),
