@@ -17,6 +17,7 @@ import msgspec
 
 from forge_orchestration.errors import HostError
 from forge_orchestration.model.capacity import Capacity
+from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.cgroups.base import CPU_PERIOD_US, page_rounded, read, write
 from forge_orchestration.sandbox.cgroups.find import REMEDY, SLICE, CgroupSite
 
@@ -159,7 +160,7 @@ def set_slice_properties(*properties: str) -> None:
     """
     import subprocess  # here, because it is slow to load and seldom needed
 
-    user = () if os.geteuid() == 0 else ("--user",)
+    user = () if subordinate.outside(os.geteuid()) == 0 else ("--user",)
     command = ["systemctl", *user, "set-property", "--runtime", SLICE, *properties]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL)
