@@ -86,6 +86,10 @@ class SandboxError(ForgeError):
     exit_code = 6
 
 
+class StuckError(SandboxError):
+    """Processes do not end although they were killed: they hang in the kernel."""
+
+
 class StoreError(ForgeError):
     """The execution store cannot be read or written."""
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 
 from forge_orchestration.model.record import LogFacts
 
+_MOST_TAIL_BYTES = 1 << 20
+
 
 class CappedLog:
-    """Keeps the first `limit_bytes` of a stream and counts the rest, which costs the writer nothing but the write."""
+    """Keeps `limit_bytes` of a stream, its beginning and its end, and counts the rest, which costs the writer nothing but the write.
+
+    The end, at most half of it and at most 1 MiB, is in memory until `close` writes it, after a line that says how much is left
+    out: whoever follows the file sees it grow, and never change.
+    """
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self._path = path
-        self._left = limit_bytes
+        self._tail_bytes = min(limit_bytes // 2, _MOST_TAIL_BYTES)
+        self._left = limit_bytes - self._tail_bytes
+        self._tail: deque[bytes] = deque()
+        self._waiting = 0  # bytes in it
         self._kept = self._dropped = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
@@ -24,21 +34,44 @@ class CappedLog:
             OSError: The disk is full, or the like.
         """
         kept = data[: self._left]
-        self._dropped += len(data) - len(kept)
         self._left -= len(kept)
-        view = memoryview(kept)
-        while view:
-            written = os.write(self._fd, view)
-            self._kept += written
-            view = view[written:]
+        self._append(kept)
+        if rest := data[len(kept) :]:
+            self._tail.append(rest)
+            self._waiting += len(rest)
+            while self._waiting - len(self._tail[0]) >= self._tail_bytes:
+                self._waiting -= len(self._tail[0])
+                self._dropped += len(self._tail.popleft())
 
     def facts(self) -> LogFacts:
         """What the record says of it."""
         return LogFacts(path=str(self._path), bytes=self._kept, truncated_bytes=self._dropped)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Write the end of the stream, if it is not there yet, and close the file.
+
+        Raises:
+            OSError: The disk is full, or the like; the file is closed all the same.
+        """
+        try:
+            end = b"".join(self._tail)
+            surplus = max(0, len(end) - self._tail_bytes)
+            self._dropped += surplus
+            if self._dropped:
+                note = b"\n[forge: %d bytes are left out here]\n" % self._dropped
+                self._append(note)
+                self._kept -= len(note)
+            self._append(end[surplus:])
+            self._tail.clear()
+        finally:
+            os.close(self._fd)
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.write(self._fd, view)
+            self._kept += written
+            view = view[written:]
 
 
 class LogFollower:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
 from typing import Literal
 
-from forge_orchestration.errors import ForgeError
+from forge_orchestration.errors import ForgeError, HostError
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
+from forge_orchestration.model.reasons import Status
 from forge_orchestration.runtimes import catalog, seal
 from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.cgroups.find import expected_site
@@ -47,6 +51,7 @@ def host_checks(settings: Settings) -> list[CheckResult]:
     # an attempt says more of what is there, or of what to do, than the protection's `on` or `not tried`
     results += [line for line in _protections(settings, failed) if line.name not in told or line.finding.startswith("off")]
     results.append(_attempt("capacity", lambda: _capacity(settings)))
+    results.append(_attempt("stuck", lambda: _stuck(settings)))
     results.append(_disk(settings))
     results.append(_memory())
     return results
@@ -131,6 +136,24 @@ def _capacity(settings: Settings) -> str:
     if waiting := book.waiting:
         finding += f"; {len(waiting)} waiting, first {waiting[0].execution_id}: {book.why(waiting[0])}"
     return finding
+
+
+def _stuck(settings: Settings) -> str:
+    """Whether executions wait for processes that were killed and hang in the kernel.
+
+    Raises:
+        HostError: Some do.
+    """
+    make_home(settings)
+    found = []
+    for execution_id in Store(settings.store_path).unfinished_controllers():
+        with contextlib.suppress(ForgeError):  # one that is being made has no record yet
+            record = ExecutionFolder(settings.executions_dir, execution_id).read_record()
+            if record.status is Status.COLLECTING and record.message:
+                found.append(f"{execution_id}: {record.message}")
+    if found:
+        raise HostError(" ".join(found), "Look at what their files lie on; when nothing else helps: restart the host.")
+    return "no execution waits for a process that hangs in the kernel"
 
 
 def _disk(settings: Settings) -> CheckResult:

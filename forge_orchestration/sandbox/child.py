@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import SandboxError, StuckError
 from forge_orchestration.model.record import Measured
 from forge_orchestration.sandbox import bubblewrap, entry, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
@@ -29,7 +29,7 @@ from forge_orchestration.sandbox.plan import LaunchPlan
 # bubblewrap's own command: it waits for an end of its input that comes when the supervisor ends, however that does
 _PLACEHOLDER = ("/usr/bin/cat",)
 _DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
-_END_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 512  # the unit of rusage
 _LAST_WORDS_S = 1.0
 
@@ -157,9 +157,7 @@ class Child:
         if self._inner >= 0:
             # the mounts have gone with it; the outer process follows
             if not select.select([self._inner], [], [], _END_TIMEOUT_S)[0]:
-                raise SandboxError(
-                    f"bubblewrap's process {self.inner_pid} does not end.", "Something of it may hang in the kernel."
-                )
+                raise StuckError(f"bubblewrap's process {self.inner_pid} does not end.", "Something of it may hang in the kernel.")
         else:
             self._reap()
 
@@ -190,7 +188,7 @@ class Child:
     def _reap(self) -> int:
         if self._ended is None:
             if not select.select([self.keeper], [], [], _END_TIMEOUT_S)[0]:
-                raise SandboxError(f"bubblewrap's process {self._pid} does not end.", "Something of it may hang in the kernel.")
+                raise StuckError(f"bubblewrap's process {self._pid} does not end.", "Something of it may hang in the kernel.")
             _, status, used = os.wait4(self._pid, 0)
             self._ended = status
             # its inner process adopts and reaps what the command leaves behind

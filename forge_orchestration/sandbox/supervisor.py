@@ -13,11 +13,13 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from forge_orchestration.errors import ForgeError, SandboxError
+from forge_orchestration.errors import ForgeError, SandboxError, StuckError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.logs import CappedLog
 from forge_orchestration.executions.messages import MessageParser, MessageViolation
@@ -41,6 +43,7 @@ from forge_orchestration.sandbox.violations import Violations
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
 _KILLED = float("inf")
+T = TypeVar("T")
 _TOLD_TOO_S = 0.2  # whoever ends all processes of a service tells this one too, before or after bubblewrap
 PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
@@ -106,7 +109,7 @@ class Supervisor:
             finally:
                 if self._record.started_at is None:  # bubblewrap may have been ended while it set up (see `orphans`)
                     end_own_helpers(plan.cgroup)
-                killed = self._killed + group.end()
+                killed = self._killed + self._at_last(group.end)
                 ended = True
         finally:
             freed, mounts = prepared.release(ended=ended)
@@ -154,9 +157,9 @@ class Supervisor:
             ended = time.monotonic()
             full = workspace.is_full(at_the_end=True) or self._scratch_full
             child.kill()  # its end takes a moment, in which ours goes on
-            self._killed = group.end()
+            self._killed = self._at_last(group.end)
             counters = group.counters()
-            child.end()
+            self._at_last(child.end)
             self._drain(child)
         wall_s = ended - child.released_at if child.released_at else 0.0
         outputs = workspace.folder / "outputs"
@@ -321,7 +324,7 @@ class Supervisor:
     def _kill(self, group: Cgroup, child: Child) -> None:
         self._kill_at = _KILLED
         group.kill()
-        child.end()
+        self._at_last(child.end)
 
     def _controller_lost(self, group: Cgroup, child: Child) -> None:
         assert self._controller is not None
@@ -347,6 +350,15 @@ class Supervisor:
         for fd, source in ((child.stdout, "stdout"), (child.stderr, "stderr"), (child.messages, "messages")):
             while self._read(source, fd):
                 pass
+
+    def _at_last(self, end: Callable[[], T]) -> T:
+        """What `end` returns, however long it takes: what hangs in the kernel keeps its uid, its group and this process."""
+        while True:
+            try:
+                return end()
+            except StuckError as error:
+                if not self._record.message:
+                    self._update(status=Status.COLLECTING, message=f"{error.message} The execution ends when the kernel lets go.")
 
     # -- the record ------------------------------------------------------------------------------------------------
 

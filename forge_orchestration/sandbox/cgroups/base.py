@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.errors import SandboxError
+from forge_orchestration.errors import SandboxError, StuckError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
 
@@ -106,7 +106,7 @@ class Cgroup(ABC):
         """Kill every member and wait until the group is empty; returns how many there were.
 
         Raises:
-            SandboxError: Members are left, stuck in the kernel.
+            StuckError: Members are left, stuck in the kernel.
         """
         members = self.pids()
         deadline = time.monotonic() + timeout_s
@@ -114,7 +114,7 @@ class Cgroup(ABC):
         while self.pids():
             self.kill()
             if time.monotonic() > deadline:
-                raise SandboxError(f"Processes {self.pids()} of {self.paths[0]} do not end.", "They may hang in the kernel.")
+                raise StuckError(f"Processes {self.pids()} of {self.paths[0]} do not end.", "They may hang in the kernel.")
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.05)
         return len(members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,36 @@ import pytest
 from forge_orchestration.executions.logs import CappedLog, LogFollower, tail
 
 
-def test_a_log_keeps_what_fits_and_counts_the_rest(tmp_path: Path) -> None:
-    log = CappedLog(tmp_path / "l", 10)
-    for data in (b"12345", b"", b"67890abc", b"def"):
-        log.write(data)
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 7, 16])
+def test_a_log_keeps_beginning_and_end_and_counts_the_rest(tmp_path: Path, piece: int) -> None:
+    log, data = CappedLog(tmp_path / "l", 10), b"1234567890abcdef"
+    for at in range(0, len(data), piece):
+        log.write(data[at : at + piece])
+    log.write(b"")
+    assert (tmp_path / "l").read_bytes() == b"12345"  # nothing that a follower reads changes
     log.close()
-    assert (tmp_path / "l").read_bytes() == b"1234567890"
+    assert (tmp_path / "l").read_bytes() == b"12345\n[forge: 6 bytes are left out here]\nbcdef"
     facts = log.facts()
     assert (facts.path, facts.bytes, facts.truncated_bytes) == (str(tmp_path / "l"), 10, 6)
+
+
+def test_the_end_that_waits_in_memory_is_small(tmp_path: Path) -> None:
+    log = CappedLog(tmp_path / "l", 64 << 20)
+    for number in range(80):
+        log.write(b"%c" % (number + 33) * (1 << 20))
+    assert log._waiting <= 3 << 20
+    log.close()
+    facts = log.facts()
+    assert (facts.bytes, facts.truncated_bytes) == (64 << 20, 16 << 20)
+    content = (tmp_path / "l").read_bytes()
+    assert content.startswith(b"!" * (1 << 20)) and content.endswith(b"p" * (1 << 20))
 
 
 def test_exactly_the_limit_loses_nothing(tmp_path: Path) -> None:
     log = CappedLog(tmp_path / "l", 10)
     log.write(b"1234567890")
-    assert log.facts().truncated_bytes == 0
     log.close()
+    assert log.facts().truncated_bytes == 0 and (tmp_path / "l").read_bytes() == b"1234567890"
 
 
 def test_bytes_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -44,13 +60,11 @@ def test_it_is_a_new_file_and_closed_to_others(tmp_path: Path) -> None:
             CappedLog(tmp_path / taken, 10)
 
 
-def test_a_full_disk_is_an_error() -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """/dev/full refuses every write as a full disk does."""
-    log = CappedLog.__new__(CappedLog)
-    log._path, log._left, log._kept, log._dropped = Path("/dev/full"), 10, 0, 0
-    import os
-
-    log._fd = os.open("/dev/full", os.O_WRONLY)
+    log = CappedLog(tmp_path / "l", 10)
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), log._fd)
     with pytest.raises(OSError, match="No space"):
         log.write(b"x")
     log.close()
