@@ -101,11 +101,15 @@ def test_cpu_quota_holds(forge_home: Path, forge) -> None:
 
 
 def test_logs_are_capped_without_ending_the_analysis(forge_home: Path, forge) -> None:
-    status, record = execute(forge, "--log", "1MiB", "--", "sh", "-c", "head -c 20000000 /dev/zero; echo done >&2")
+    status, record = execute(
+        forge, "--log", "1MiB", "--", "sh", "-c", "echo first; head -c 20000000 /dev/zero; echo last; echo done >&2"
+    )
     assert (status, record.end_reason) == (0, "completed")
     log = record.logs["stdout"]
-    assert (log.bytes, log.truncated_bytes) == (1 << 20, 20_000_000 - (1 << 20))
-    assert os.path.getsize(log.path) == 1 << 20
+    assert (log.bytes, log.truncated_bytes) == (1 << 20, 20_000_011 - (1 << 20))
+    content, note = Path(log.path).read_bytes(), b"\n[forge: %d bytes are left out here]\n" % log.truncated_bytes
+    assert content.startswith(b"first\n") and content.endswith(b"last\n") and content.count(note) == 1
+    assert len(content) == (1 << 20) + len(note)
     assert Path(record.logs["stderr"].path).read_text() == "done\n"
 
 
