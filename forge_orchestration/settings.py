@@ -255,6 +255,11 @@ def make_home(settings: Settings) -> None:
     try:
         for folder in (settings.home, settings.executions_dir, settings.runtimes_dir, settings.scratch_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.geteuid():  # what lies there is trusted: plans, claims, records
+                raise SpecError(
+                    f"FORGE_HOME {settings.home} cannot be used: {folder} belongs to another user.",
+                    "Set FORGE_HOME to a folder of your own.",
+                )
     except OSError as error:
         raise SpecError(
             f"FORGE_HOME {settings.home} cannot be used: {error.strerror}.",

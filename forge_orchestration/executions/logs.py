@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from pathlib import Path
 
 from forge_orchestration.model.record import LogFacts
 
 _MOST_TAIL_BYTES = 1 << 20
+_CHUNK = 1 << 16
 
 
 class CappedLog:
@@ -22,8 +22,7 @@ class CappedLog:
         self._path = path
         self._tail_bytes = min(limit_bytes // 2, _MOST_TAIL_BYTES)
         self._left = limit_bytes - self._tail_bytes
-        self._tail: deque[bytes] = deque()
-        self._waiting = 0  # bytes in it
+        self._tail = bytearray()
         self._kept = self._dropped = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
@@ -37,11 +36,11 @@ class CappedLog:
         self._left -= len(kept)
         self._append(kept)
         if rest := data[len(kept) :]:
-            self._tail.append(rest)
-            self._waiting += len(rest)
-            while self._waiting - len(self._tail[0]) >= self._tail_bytes:
-                self._waiting -= len(self._tail[0])
-                self._dropped += len(self._tail.popleft())
+            self._tail += rest
+            if len(self._tail) > 2 * self._tail_bytes + _CHUNK:  # seldom: what is behind has to be moved
+                surplus = len(self._tail) - self._tail_bytes
+                self._dropped += surplus
+                del self._tail[:surplus]
 
     def facts(self) -> LogFacts:
         """What the record says of it."""
@@ -54,14 +53,13 @@ class CappedLog:
             OSError: The disk is full, or the like; the file is closed all the same.
         """
         try:
-            end = b"".join(self._tail)
-            surplus = max(0, len(end) - self._tail_bytes)
+            surplus = max(0, len(self._tail) - self._tail_bytes)
             self._dropped += surplus
             if self._dropped:
                 note = b"\n[forge: %d bytes are left out here]\n" % self._dropped
                 self._append(note)
                 self._kept -= len(note)
-            self._append(end[surplus:])
+            self._append(bytes(self._tail[surplus:]))
             self._tail.clear()
         finally:
             os.close(self._fd)

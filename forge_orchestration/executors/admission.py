@@ -30,6 +30,7 @@ from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, shared_group
 from forge_orchestration.sandbox.cgroups.total import Total, within_what_is_above
+from forge_orchestration.sandbox.identity import claims_folder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
@@ -228,14 +229,8 @@ class Ledger:
 
 
 def ledger_of(settings: Settings) -> Ledger:
-    """The ledger of the cgroup parent that a deployment uses: root's in `/run`, a user's with the user's own runtime files."""
-    runtime = Path(f"/run/user/{os.geteuid()}")
-    if os.geteuid() == 0:
-        folder = LEDGERS
-    elif os.access(runtime, os.W_OK):
-        folder = runtime / "forge/admission"
-    else:
-        folder = settings.home / "admission"
+    """The ledger of the cgroup parent that a deployment uses: root's in `/run`, a user's where the user's claims on uids are."""
+    folder = LEDGERS if os.geteuid() == 0 else claims_folder().with_name("admission")
     return Ledger(folder / f"{shared_group(settings.cgroup.parent).replace('/', ',')}.claims")
 
 

@@ -21,7 +21,8 @@ from forge_orchestration.sandbox.plan import LaunchPlan
 _MADE_BY_BUBBLEWRAP = ("mnt", "pid", "ipc", "uts", "net")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
-_MASKED = ("/proc/keys", "/proc/key-users")
+# who opens those of pressure may leave triggers in the kernel, each of which takes its time to remove
+_MASKED = ("/proc/keys", "/proc/key-users", *(f"/proc/pressure/{what}" for what in ("cpu", "io", "irq", "memory")))
 
 
 def find_bubblewrap() -> str:

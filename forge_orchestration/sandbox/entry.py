@@ -21,12 +21,13 @@ from typing import NoReturn
 
 import msgspec
 
-from forge_orchestration.sandbox import linux, precedence, seccomp, view
+from forge_orchestration.sandbox import linux, precedence, seccomp, subordinate, view
 from forge_orchestration.sandbox.cgroups.base import write
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.settings import NeighbourSettings
 
 ENTER, READY, GO = b"enter", b"ready", b"go"
+_SIGNALS, _QUEUE_BYTES = 1024, 80 << 10
 _INSIDE = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET
 
 
@@ -177,6 +178,7 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
         write(path, "0")
     precedence.stand_back(launch.neighbours)
     if not launch.identity.is_own:
+        subordinate.limit_shared_stocks()
         write("/proc/sys/user/max_user_namespaces", "1")  # of bubblewrap's, in which this process is: the one below, and no further
     linux.enter_namespaces(sandbox, _INSIDE)
     linux.unshare(linux.CLONE_NEWCGROUP)  # its own group is the root that it sees
@@ -186,6 +188,9 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     os.umask(0o022)
     # 0 would still hand a core to a host's handler that is a pipe; 1 does not
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    # stocks of the kernel that are a user's, and so in part the host's or other executions'
+    resource.setrlimit(resource.RLIMIT_SIGPENDING, (_SIGNALS, _SIGNALS))
+    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (_QUEUE_BYTES, _QUEUE_BYTES))
     resource.setrlimit(resource.RLIMIT_NOFILE, (launch.open_files, launch.open_files))
     if launch.file_size_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (launch.file_size_bytes, launch.file_size_bytes))

@@ -109,7 +109,8 @@ def _try_claim(uid: int, holder: str) -> int | None:
     fd = _locked_claim(uid, os.O_CREAT)
     if fd is None:
         return None
-    if os.read(fd, 1) and uid_in_use(uid):
+    # ids set aside for a user are also what rootless containers of that user run as
+    if (os.read(fd, 1) or subordinate.is_entered()) and uid_in_use(uid):
         os.close(fd)
         return None
     os.ftruncate(fd, 0)

@@ -33,6 +33,8 @@ _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode",
 _OWN_INODES = 16  # of ext4 itself, and the folders of the workspace
 _FILES_ROUNDED = 2048
 _LEAST_FILES = 256
+_LEAST_ROOM_BYTES = 256 << 20
+_DU_TIMEOUT_S = 20.0
 _UNSEEN_S = 5.0  # for so long nothing may be known of a folder's size
 
 
@@ -190,8 +192,9 @@ class FolderWorkspace(Workspace):
             self._last_look = now
             self.peak_bytes = max(self.peak_bytes, used)
             self.peak_files = max(self.peak_files, files)
-            self._full = used >= self.size.bytes or files > self.size.files
-            self._next_look = now + max(0.2, 10 * (time.monotonic() - now))  # at most a tenth of the time is spent looking
+            space = os.statvfs(self.folder)  # files without a name are seen by nobody: what is left for all is
+            self._full = used >= self.size.bytes or files > self.size.files or space.f_bavail * space.f_frsize < _LEAST_ROOM_BYTES
+            self._next_look = now + min(1.0, max(0.2, 10 * (time.monotonic() - now)))  # seldom, where looking takes long
         return self._full
 
     def remove(self) -> tuple[int, int]:
@@ -298,7 +301,7 @@ def _copy_sparse(source: Path, target_fd: int) -> None:
 
 def folder_files(folder: Path) -> int:
     """Files and folders beneath `folder`, links not followed; also by `du`, for the same reason."""
-    said = _tool(["du", "-s", "--inodes", "--one-file-system", os.fspath(folder)])
+    said = _measured(["du", "-s", "--inodes"], folder, ())
     if said:
         return int(said.split()[0])
     if folder.exists():
@@ -311,7 +314,7 @@ def folder_bytes(folder: Path, prefix: tuple[str, ...] = ()) -> int:
 
     By `du`, which walks folders deeper than any path that the kernel takes at once: nothing can be hidden there.
     """
-    said = _tool([*prefix, "du", "-s", "--block-size=1", "--one-file-system", os.fspath(folder)])
+    said = _measured(["du", "-s", "--block-size=1"], folder, prefix)
     if said:
         return int(said.split()[0])
     if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
@@ -330,6 +333,8 @@ def remove_tree(folder: Path, prefix: tuple[str, ...] = ()) -> None:
     Raises:
         SandboxError: Something is left.
     """
+    if folder.is_symlink():
+        folder.unlink()
     if folder.exists():
         _tool([*prefix, "chmod", "-R", "u+rwX", os.fspath(folder)])
         _tool([*prefix, "rm", "-rf", "--one-file-system", os.fspath(folder)])
@@ -339,13 +344,31 @@ def remove_tree(folder: Path, prefix: tuple[str, ...] = ()) -> None:
 
 def _tool(command: list[str]) -> str:
     """What a program of coreutils prints; it does what it can, and what it could not is seen afterwards."""
+    return _tried(command)[0]
+
+
+def _measured(command: list[str], folder: Path, prefix: tuple[str, ...]) -> str:
+    """What `du` prints of `folder`, with all that an ordinary user's execution, which is the same user, may have closed to it."""
+    command = [*prefix, *command, "--one-file-system", os.fspath(folder)]
+    said, complaints = _tried(command, _DU_TIMEOUT_S)
+    if "Permission denied" in complaints:
+        _tool([*prefix, "chmod", "-R", "u+rwX", os.fspath(folder)])
+        said, complaints = _tried(command, _DU_TIMEOUT_S)
+    return "" if "Permission denied" in complaints else said
+
+
+def _tried(command: list[str], timeout_s: float | None = None) -> tuple[str, str]:
     import subprocess
 
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
-    return done.stdout
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+            timeout=timeout_s,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "", "it took too long"
+    return done.stdout, done.stderr
 
 
 def make_workspace(scratch_dir: Path, execution_id: str, size: Size, identity: Identity) -> Workspace:

@@ -18,6 +18,8 @@ _NAMESPACE_FLAGS = tuple(1 << bit for bit in range(32) if _CLONE_NEW_ANY & (1 <<
 _CLONE_PARENT = 0x8000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _RLIMIT_CORE = 4
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
+_F_SETLEASE, _F_NOTIFY = 1024, 1026
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _PROTOCOLS = (0, 6, 17)  # the family's own choice, TCP, UDP
 _ODD_KINDS = (4, 5, 6, 10)  # rdm, seqpacket, dccp, packet
@@ -94,6 +96,13 @@ def filter_program() -> bytes:
                 rules.add_rule(refuse, "socket", one, pyseccomp.Arg(2, pyseccomp.EQ, protocol))
         for kind in _ODD_KINDS:  # of these, protocol 0 is one of them
             rules.add_rule(refuse, "socket", one, pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xF, kind))
+    # room that no limit on a file's size knows of: programs take EOPNOTSUPP for a file system that cannot, and go on without it
+    both = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
+    kept = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, both, _FALLOC_KEEP_SIZE)
+    rules.add_rule(pyseccomp.ERRNO(errno.EOPNOTSUPP), "fallocate", kept)
+    # a lease keeps the host from writing to an input of its own for as long as it likes
+    for command in (_F_SETLEASE, _F_NOTIFY):
+        rules.add_rule(refuse, "fcntl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, command))
     # a limit of 0 would let the host's core handler have a core (see `entry`): setting it says that it was done, and does nothing
     pretend = pyseccomp.ERRNO(0)
     rules.add_rule(pretend, "setrlimit", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE))
@@ -121,6 +130,6 @@ def refused_names() -> dict[int, str]:
     """Name by number of every system call of which some or all uses are refused, on this processor."""
     import pyseccomp
 
-    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "ioctl", "socket", "socketpair"]
+    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "fcntl", "ioctl", "socket", "socketpair"]
     numbers = {pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name): name for name in names}
     return {number: name for number, name in numbers.items() if number >= 0} | NEWER

@@ -24,6 +24,8 @@ FILE = "/etc/subuid"
 REMEDY = "sudo apt-get install uidmap; sudo usermod --add-subuids 1000000-1065535 --add-subgids 1000000-1065535 USER"
 _WHOLE = ((0, 0, 2**32 - 1),)
 _LEAST = 16  # executions at once: with fewer ids than that it is no use
+_INOTIFY_INSTANCES = "16"
+_NOBODY = 65534
 _TOOL_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -66,6 +68,7 @@ def enter() -> None:
     target = str(os.getpid())
     if (helper := os.fork()) == 0:  # it stays outside, where it may ask for ids
         status = 1
+        os.close(tell)  # else its own copy would keep it waiting where the parent fails
         with contextlib.suppress(BaseException):
             os.read(told, 1)
             for tool, own, aside in (("newuidmap", uid, uids), ("newgidmap", gid, gids)):
@@ -88,6 +91,12 @@ def enter() -> None:
     if status != 0:
         raise HostError("newuidmap or newgidmap refused the ids of /etc/subuid and /etc/subgid.", REMEDY)
     write("/proc/self/projid_map", "0 0 1")  # whoever is first may write it, once
+    limit_shared_stocks()
+
+
+def limit_shared_stocks() -> None:
+    """In a user namespace: what each id in it may take of stocks that all of it shares with its owner on the host."""
+    write("/proc/sys/user/max_inotify_instances", _INOTIFY_INSTANCES)
 
 
 def prefix() -> tuple[str, ...]:
@@ -118,7 +127,8 @@ def own_range() -> Range:
         )
         for kind in ("uid", "gid")
     )
-    return Range(uids.first, min(uids.count, gids.count))
+    # the last of 65536 is also what an id looks like that is not there
+    return Range(uids.first, min(uids.count, gids.count, _NOBODY - 1))
 
 
 def outside(uid: int) -> int:

@@ -224,7 +224,8 @@ def test_logs(arena: Arena, stream: str) -> None:
     assert outcome.finished, outcome
     log = outcome.record.logs[stream]
     assert log.bytes + log.truncated_bytes == outcome.facts["written"], outcome.record.logs
-    assert os.path.getsize(log.path) == log.bytes <= LOG_BYTES
+    note = len(b"\n[forge: %d bytes are left out here]\n" % log.truncated_bytes) if log.truncated_bytes else 0
+    assert os.path.getsize(log.path) == log.bytes + note and log.bytes <= LOG_BYTES
     outcome.assert_ended("completed")
 
 
@@ -315,4 +316,18 @@ def test_processors(arena: Arena) -> None:
     assert usage.cpu_user_s and usage.cpu_system_s and usage.wall_s and time.monotonic() > started
     # one period of 0.1 s more than its share may have been begun
     assert usage.cpu_user_s.value + usage.cpu_system_s.value <= 0.5 * usage.wall_s.value + 0.1, usage
+    outcome.assert_ended("completed")
+
+
+def test_pressure_triggers(arena: Arena) -> None:
+    outcome = arena.run("exhaust/pressure_triggers")
+    outcome.assert_refused("EACCES", "ENOENT")
+    assert len(outcome.attempts) == 8, outcome
+    outcome.assert_ended("completed")
+
+
+def test_hidden_room(arena: Arena) -> None:
+    outcome = arena.run("exhaust/hidden_room")
+    outcome.assert_refused("ENOTSUP")
+    assert [one["blocks"] for one in outcome.said if "blocks" in one] == [0, 0], outcome
     outcome.assert_ended("completed")

@@ -137,10 +137,9 @@ def test_a_race_of_names(arena: Arena) -> None:
 
 def test_leases(arena: Arena) -> None:
     outcome = arena.run("write/leases")
-    if AS_ROOT:
-        outcome.assert_refused("EACCES", "EPERM", "EBADF", "EAGAIN")
-    else:  # an ordinary user may hold a lease on files of its own, in a sandbox or not; the kernel breaks it when it is in the way
-        assert outcome.finished and len(outcome.attempts) == 9, outcome
+    outcome.assert_refused("EACCES", "EPERM", "EBADF", "EAGAIN")
+    assert outcome.finished and len(outcome.attempts) == 9, outcome
+    outcome.assert_counted("fcntl")
     outcome.assert_ended("completed")
 
 

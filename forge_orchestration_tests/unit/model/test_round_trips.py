@@ -142,7 +142,7 @@ EXAMPLES: list[msgspec.Struct] = [
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "Standing", "_File",
+    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "_File",
 }  # fmt: skip
 
 
