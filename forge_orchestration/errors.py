@@ -8,6 +8,7 @@
     │   ├── SubmitError
     │   └── BackendUnavailableError
     ├── SandboxError          6   the sandbox could not be set up
+    │   └── StuckError        6   what was killed does not end
     ├── StoreError            7   the execution store cannot be read or written
     └── InternalError        70   a bug of ours
 

@@ -5,6 +5,7 @@ python -m forge_orchestration_tests.vm.power before|after
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -78,4 +79,5 @@ def after() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(400, exit=True)  # should it hang, it is to say where
     {"before": before, "after": after}[sys.argv[1]]()
