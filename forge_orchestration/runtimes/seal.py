@@ -1,7 +1,7 @@
 """The seal: the list of every file of a runtime, made when it is built, and what is compared with it later.
 
-*Quick* compares kind, size, mode and modification time of every entry with the seal; *full* reads every file. `__pycache__` that
-appears later is no finding: Python writes it, and never from inside a sandbox.
+*Quick* compares kind, size, mode, inode and modification time of every entry with the seal; *full* reads every file. `__pycache__`
+that appears later is no finding: Python writes it, and never from inside a sandbox.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.folder import write_atomically
 from forge_orchestration.model.compiled import compiled
+from forge_orchestration.runtimes.hashing import sha256_of
 
 _INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "pyvenv.cfg", ".lock", "CACHEDIR.TAG")
 _MOST_FINDINGS = 20
@@ -25,7 +26,10 @@ _MOST_FINDINGS = 20
 
 @compiled
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256."""
+    """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256, inode.
+
+    The inode is 0 where it is not known. It is no part of any digest, and is compared only where the whole is not a copy.
+    """
 
     path: str
     kind: str
@@ -34,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     target: str = ""
     sha256: str = ""
+    inode: int = 0
 
 
 @compiled
@@ -46,7 +51,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def make(prefix: Path) -> list[Entry]:
     """The seal of all that is beneath `prefix`, sorted by path. Reads every file."""
-    return [_with_digest(prefix, entry) for entry in scan(prefix)]
+    entries = list(scan(prefix))
+    digests = _digests(prefix, entries)
+    return [msgspec.structs.replace(one, sha256=digests[one.path]) if one.kind == "f" else one for one in entries]
 
 
 def scan(prefix: Path) -> Iterator[Entry]:
@@ -68,7 +75,7 @@ def scan(prefix: Path) -> Iterator[Entry]:
                     kind, target = "l", os.readlink(item.path)
                 else:
                     kind = "f" if stat.S_ISREG(mode) else "o"
-                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target)
+                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target, "", facts.st_ino)
         waiting.extend(reversed(folders))
 
 
@@ -135,6 +142,8 @@ def compare(folder: Path, *, full: bool) -> list[str]:
     sealed = {entry.path: entry for entry in load(folder)}
     findings: list[str] = []
     seen: set[str] = set()
+    to_read: list[Entry] = []
+    inodes = _is_the_original(prefix, sealed)
     try:
         for entry in scan(prefix):
             seen.add(entry.path)
@@ -142,17 +151,25 @@ def compare(folder: Path, *, full: bool) -> list[str]:
             if wanted is None:
                 if "__pycache__" not in entry.path:
                     findings.append(f"{entry.path} was added")
-            elif why := _difference(wanted, entry, prefix, full):
+            elif why := _difference(wanted, entry, full, inodes):
                 findings.append(f"{entry.path} {why}")
+            elif full and entry.kind == "f":
+                to_read.append(entry)
             if len(findings) >= _MOST_FINDINGS:
                 return findings
     except OSError as error:
         findings.append(f"{error.filename} cannot be read ({error.strerror})")
     findings += [f"{path} is missing" for path in sealed if path not in seen and "__pycache__" not in path]
+    digests = sha256_of(prefix, ((one.path, one.size) for one in to_read))
+    for entry in to_read:
+        if (found := digests.get(entry.path)) is None:
+            findings.append(f"{entry.path} cannot be read")
+        elif found != sealed[entry.path].sha256:
+            findings.append(f"{entry.path} has other content, though size and time are the same")
     return findings[:_MOST_FINDINGS]
 
 
-def _difference(wanted: Entry, entry: Entry, prefix: Path, full: bool) -> str:
+def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:
     if entry.kind != wanted.kind:
         return "was replaced by another kind of file"
     if entry.mode != wanted.mode:
@@ -163,14 +180,22 @@ def _difference(wanted: Entry, entry: Entry, prefix: Path, full: bool) -> str:
         return ""
     if entry.size != wanted.size or entry.mtime_ns != wanted.mtime_ns:
         return "was edited"
-    if full and wanted.kind == "f" and _with_digest(prefix, entry).sha256 != wanted.sha256:
-        return "has other content, though size and time are the same"
+    if inodes and entry.inode != wanted.inode and entry.kind == "f":
+        return "was replaced by another file of the same size and time"
     return ""
 
 
-def _with_digest(prefix: Path, entry: Entry) -> Entry:
-    if entry.kind != "f":
-        return entry
-    with open(prefix / entry.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return msgspec.structs.replace(entry, sha256=digest)
+def _is_the_original(prefix: Path, sealed: dict[str, Entry]) -> bool:
+    """Whether this is what was sealed, and no copy of it, in which every inode is another."""
+    top = [entry for entry in sealed.values() if entry.kind == "d" and "/" not in entry.path]
+    try:
+        return bool(top) and all(os.lstat(prefix / entry.path).st_ino == entry.inode for entry in top)
+    except OSError:
+        return False
+
+
+def _digests(prefix: Path, entries: list[Entry]) -> dict[str, str]:
+    digests = sha256_of(prefix, ((one.path, one.size) for one in entries if one.kind == "f"))
+    if unread := next((one.path for one in entries if one.kind == "f" and one.path not in digests), None):
+        raise RuntimeCatalogError(f"{prefix / unread} cannot be read.")
+    return digests
