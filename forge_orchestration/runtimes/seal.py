@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -50,10 +50,22 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def make(prefix: Path) -> list[Entry]:
-    """The seal of all that is beneath `prefix`, sorted by path. Reads every file."""
+    """The seal of all that is beneath `prefix`, sorted by path. Reads every file.
+
+    Raises:
+        RuntimeCatalogError: A file cannot be read.
+    """
+    entries = read(prefix)
+    if unread := next((one.path for one in entries if one.kind == "f" and not one.sha256), None):
+        raise RuntimeCatalogError(f"{prefix / unread} cannot be read.")
+    return entries
+
+
+def read(prefix: Path) -> list[Entry]:
+    """Every entry beneath `prefix`, with digests; a file that cannot be read has none."""
     entries = list(scan(prefix))
-    digests = _digests(prefix, entries)
-    return [msgspec.structs.replace(one, sha256=digests[one.path]) if one.kind == "f" else one for one in entries]
+    digests = sha256_of(prefix, ((one.path, one.size) for one in entries if one.kind == "f"))
+    return [msgspec.structs.replace(one, sha256=digests.get(one.path, "")) if one.kind == "f" else one for one in entries]
 
 
 def scan(prefix: Path) -> Iterator[Entry]:
@@ -136,16 +148,44 @@ def quick_verdict(folder: Path, max_age_s: float) -> Verdict:
     return verdict
 
 
+def full_verdict(folder: Path) -> Verdict | None:
+    """The last full verification of the build in `folder`; None if there was none since it was built."""
+    try:
+        return msgspec.json.decode((folder / "verified-full.json").read_bytes(), type=Verdict)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def keep_full_verdict(folder: Path, findings: list[str]) -> Verdict:
+    """Keep what a full verification has found just now: with findings, the build is not used until one finds nothing."""
+    verdict = Verdict(at=time.time(), findings=findings)
+    write_atomically(folder / "verified-full.json", msgspec.json.encode(verdict))
+    return verdict
+
+
+def quarantine(folder: Path) -> str:
+    """Why the build in `folder` is not to be used, whatever is found of it; empty if it may be."""
+    try:
+        return (folder / "quarantine").read_text("utf-8").strip() or "no reason given"
+    except FileNotFoundError:
+        return ""
+
+
 def compare(folder: Path, *, full: bool) -> list[str]:
     """What differs between the prefix in `folder` and its seal: at most a few sentences, each with the file's name."""
+    prefix = folder / "prefix"
+    return differences(folder, read(prefix) if full else scan(prefix), full=full)
+
+
+def differences(folder: Path, entries: Iterable[Entry], *, full: bool) -> list[str]:
+    """The same, of what was found there already."""
     prefix = folder / "prefix"
     sealed = {entry.path: entry for entry in load(folder)}
     findings: list[str] = []
     seen: set[str] = set()
-    to_read: list[Entry] = []
     inodes = _is_the_original(prefix, sealed)
     try:
-        for entry in scan(prefix):
+        for entry in entries:
             seen.add(entry.path)
             wanted = sealed.get(entry.path)
             if wanted is None:
@@ -153,19 +193,11 @@ def compare(folder: Path, *, full: bool) -> list[str]:
                     findings.append(f"{entry.path} was added")
             elif why := _difference(wanted, entry, full, inodes):
                 findings.append(f"{entry.path} {why}")
-            elif full and entry.kind == "f":
-                to_read.append(entry)
             if len(findings) >= _MOST_FINDINGS:
                 return findings
     except OSError as error:
         findings.append(f"{error.filename} cannot be read ({error.strerror})")
     findings += [f"{path} is missing" for path in sealed if path not in seen and "__pycache__" not in path]
-    digests = sha256_of(prefix, ((one.path, one.size) for one in to_read))
-    for entry in to_read:
-        if (found := digests.get(entry.path)) is None:
-            findings.append(f"{entry.path} cannot be read")
-        elif found != sealed[entry.path].sha256:
-            findings.append(f"{entry.path} has other content, though size and time are the same")
     return findings[:_MOST_FINDINGS]
 
 
@@ -182,6 +214,10 @@ def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:
         return "was edited"
     if inodes and entry.inode != wanted.inode and entry.kind == "f":
         return "was replaced by another file of the same size and time"
+    if full and entry.kind == "f" and not entry.sha256:
+        return "cannot be read"
+    if full and entry.sha256 != wanted.sha256:
+        return "has other content, though size and time are the same"
     return ""
 
 
@@ -192,10 +228,3 @@ def _is_the_original(prefix: Path, sealed: dict[str, Entry]) -> bool:
         return bool(top) and all(os.lstat(prefix / entry.path).st_ino == entry.inode for entry in top)
     except OSError:
         return False
-
-
-def _digests(prefix: Path, entries: list[Entry]) -> dict[str, str]:
-    digests = sha256_of(prefix, ((one.path, one.size) for one in entries if one.kind == "f"))
-    if unread := next((one.path for one in entries if one.kind == "f" and one.path not in digests), None):
-        raise RuntimeCatalogError(f"{prefix / unread} cannot be read.")
-    return digests
