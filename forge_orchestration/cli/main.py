@@ -136,7 +136,7 @@ def _add_executions(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
-    runtimes = commands.add_parser("runtimes", help="list, show and build runtimes")
+    runtimes = commands.add_parser("runtimes", help="list, show, build, verify and repair runtimes")
     actions = runtimes.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
     listing = actions.add_parser("list", help="all runtimes and their state")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -149,6 +149,21 @@ def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
     build.add_argument("runtimes", nargs="+", metavar="R")
     build.add_argument("--force", action="store_true", help="build anew even if it is there and whole")
     build.set_defaults(command=_lazily("runtimes", "build_runtimes"))
+    verify = actions.add_parser("verify", help="compare runtimes with what was built; exit status 4 if one is not as it should be")
+    verify.add_argument("runtimes", nargs="*", metavar="R", help="default: all that are built")
+    verify.add_argument("--full", action="store_true", help="read every file, ask the packages, and run the self-test")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(command=_lazily("runtimes", "verify_runtimes"))
+    repair = actions.add_parser("repair", help="build one anew from its lock, and put it in the place of the one that is there")
+    repair.add_argument("runtime", metavar="R")
+    repair.set_defaults(command=_lazily("runtimes", "repair_runtime"))
+    quarantine = actions.add_parser("quarantine", help="keep a build from being used, or release it")
+    quarantine.add_argument("runtime", metavar="R")
+    quarantine.add_argument("--reason", default="by hand", metavar="TEXT", help="what whoever asks for it is told")
+    quarantine.add_argument("--release", action="store_true", help="let it be used again")
+    quarantine.set_defaults(command=_lazily("runtimes", "quarantine_runtime"))
+    gc = actions.add_parser("gc", help="remove builds that no definition asks for and no execution has mounted")
+    gc.set_defaults(command=_lazily("runtimes", "collect_garbage"))
 
 
 def _add_host(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,4 +1,4 @@
-"""`forge runtimes list|show|build`."""
+"""`forge runtimes list|show|build|verify|repair|quarantine`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import msgspec
 from forge_orchestration.cli.show import print_table
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.runtimes import catalog, seal
-from forge_orchestration.settings import Settings, load_settings
+from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.runtimes import catalog, retention
+from forge_orchestration.settings import Settings, load_settings, make_home
 from forge_orchestration.units import format_bytes
 
 
@@ -33,8 +34,7 @@ def show_runtime(arguments: argparse.Namespace) -> int:
     definition = catalog.load_definition(arguments.runtime, settings)
     folder = catalog.build_folder(definition, settings)
     build = catalog.load_build(folder)
-    findings = seal.compare(folder, full=False) if build else []
-    state = "missing" if build is None else "unhealthy" if findings else "ready"
+    state, findings = catalog.state(definition.name, settings)
     shown = {
         "name": definition.name, "state": state, "findings": findings, "description": definition.description, "kind": definition.kind,
         "definition": definition.folder, "prefix": str(folder / "prefix") if build else None,
@@ -72,7 +72,7 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
             settings,
             sandboxed_self_test(engine),
             force=arguments.force,
-            say=lambda text: print(text, file=sys.stderr, flush=True),
+            say=_say,
         )
         print(
             f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
@@ -81,12 +81,71 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def verify_runtimes(arguments: argparse.Namespace) -> int:
+    """Verify runtimes; exit status 4 if one of them is not as it should be."""
+    from forge_orchestration.operations.verification import verify
+
+    settings = load_settings()
+    names = arguments.runtimes or [
+        name for name in catalog.runtime_names(settings) if catalog.state(name, settings)[0] != "missing"
+    ]
+    engine = Engine(settings)
+    done = [verify(engine, name, full=arguments.full, say=_say) for name in names]
+    if arguments.json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
+    else:
+        for one in done:
+            print(f"{one.runtime}: {one.state} ({one.tier}, {one.files} files in {one.took_s:.2f} s)")
+            for finding in one.findings:
+                print(f"  {finding}")
+            if one.findings:
+                print(f"  → forge runtimes repair {one.runtime}")
+    return 4 if any(one.findings for one in done) else 0
+
+
+def repair_runtime(arguments: argparse.Namespace) -> int:
+    """Build a runtime anew from its lock, beside the one that is there, and put it in its place."""
+    arguments.runtimes, arguments.force = [arguments.runtime], True
+    return build_runtimes(arguments)
+
+
+def quarantine_runtime(arguments: argparse.Namespace) -> int:
+    """Keep a build from being used, or release it."""
+    settings = load_settings()
+    definition = catalog.load_definition(arguments.runtime, settings)
+    folder = catalog.build_folder(definition, settings)
+    if catalog.load_build(folder) is None:
+        raise RuntimeCatalogError(f"Runtime '{definition.name}' is not built.", f"Build it: forge runtimes build {definition.name}")
+    if arguments.release:
+        (folder / "quarantine").unlink(missing_ok=True)
+    else:
+        write_atomically(folder / "quarantine", (arguments.reason.strip() + "\n").encode())
+    state, findings = catalog.state(definition.name, settings)
+    print(f"{definition.name}: {state}" + (f" ({findings[0]})" if findings else ""))
+    return 0
+
+
+def collect_garbage(arguments: argparse.Namespace) -> int:
+    """Remove builds that no definition asks for and no execution has mounted."""
+    settings = load_settings()
+    make_home(settings)
+    for name in retention.retire_unasked(settings):
+        print(f"no longer asked for: {name}")
+    for name in retention.remove_unused(settings):
+        print(f"removed: {name}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _row(name: str, settings: Settings) -> dict[str, object]:
     try:
         definition = catalog.load_definition(name, settings)
         folder = catalog.build_folder(definition, settings)
         build = catalog.load_build(folder)
-        state = "missing" if build is None else "unhealthy" if seal.quick_verdict(folder, 0).findings else "ready"
+        state, _ = catalog.state(name, settings)
     except RuntimeCatalogError as error:
         return {
             "runtime": name,

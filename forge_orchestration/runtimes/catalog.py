@@ -8,6 +8,7 @@ FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import re
@@ -24,6 +25,7 @@ from forge_orchestration.runtimes import seal
 from forge_orchestration.settings import Settings
 
 SHIPPED = Path(__file__).parent / "definitions"
+RuntimeState = Literal["ready", "building", "unhealthy", "quarantined", "missing"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -161,13 +163,51 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
     runtime = load_build(folder)
     if runtime is None:
         raise RuntimeCatalogError(f"Runtime '{name}' is not built.", f"Build it: forge runtimes build {name}")
-    verdict = seal.quick_verdict(folder, settings.runtime_max_age_s)
-    if verdict.findings:
+    if why := seal.quarantine(folder):
         raise RuntimeCatalogError(
-            f"Runtime '{name}' is not what was built: {verdict.findings[0]}.",
-            f"Build it again: forge runtimes build --force {name}",
+            f"Runtime '{name}' is quarantined: {why}.", f"Release it: forge runtimes quarantine --release {name}"
+        )
+    verdict = seal.quick_verdict(folder, settings.runtime_max_age_s)
+    full = seal.full_verdict(folder)
+    if findings := verdict.findings or (full.findings if full else []):
+        raise RuntimeCatalogError(
+            f"Runtime '{name}' is not what was built: {findings[0]}.", f"Repair it: forge runtimes repair {name}"
         )
     return resolved(runtime, folder / "prefix", verdict.at, definition.limits)
+
+
+def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
+    """How the runtime called `name` is, by a quick look, and what was found.
+
+    Raises:
+        RuntimeCatalogError: It is unknown.
+    """
+    definition = load_definition(name, settings)
+    folder = build_folder(definition, settings)
+    if load_build(folder) is None:
+        return ("building" if _is_building(name, settings) else "missing"), []
+    if why := seal.quarantine(folder):
+        return "quarantined", [why]
+    findings = seal.quick_verdict(folder, 0).findings
+    if not findings and (full := seal.full_verdict(folder)) is not None:
+        findings = full.findings
+    return ("unhealthy" if findings else "ready"), findings
+
+
+def building_lock(name: str, settings: Settings) -> Path:
+    """What a build of the runtime called `name` holds a lock on."""
+    return settings.runtimes_dir / ".building" / f"{name}.lock"
+
+
+def _is_building(name: str, settings: Settings) -> bool:
+    try:
+        with open(building_lock(name, settings)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def resolved(runtime: Runtime, prefix: Path, verified_at: float, limits: dict[str, Any]) -> ResolvedRuntime:

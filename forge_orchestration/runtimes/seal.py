@@ -1,7 +1,7 @@
 """The seal: the list of every file of a runtime, made when it is built, and what is compared with it later.
 
-*Quick* compares kind, size, mode and modification time of every entry with the seal; *full* reads every file. `__pycache__` that
-appears later is no finding: Python writes it, and never from inside a sandbox.
+*Quick* compares kind, size, mode, inode and modification time of every entry with the seal; *full* reads every file. `__pycache__`
+that appears later is no finding: Python writes it, and never from inside a sandbox.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.folder import write_atomically
 from forge_orchestration.model.compiled import compiled
+from forge_orchestration.runtimes.hashing import sha256_of
 
 _INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "pyvenv.cfg", ".lock", "CACHEDIR.TAG")
 _MOST_FINDINGS = 20
@@ -25,7 +26,10 @@ _MOST_FINDINGS = 20
 
 @compiled
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256."""
+    """One file, folder or link: path, kind (`f`, `d`, `l`, `o`), size, mode, mtime in ns, link target, sha256, inode.
+
+    The inode is 0 where it is not known. It is no part of any digest, and is compared only where the whole is not a copy.
+    """
 
     path: str
     kind: str
@@ -34,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     target: str = ""
     sha256: str = ""
+    inode: int = 0
 
 
 @compiled
@@ -45,8 +50,22 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def make(prefix: Path) -> list[Entry]:
-    """The seal of all that is beneath `prefix`, sorted by path. Reads every file."""
-    return [_with_digest(prefix, entry) for entry in scan(prefix)]
+    """The seal of all that is beneath `prefix`, sorted by path. Reads every file.
+
+    Raises:
+        RuntimeCatalogError: A file cannot be read.
+    """
+    entries = read(prefix)
+    if unread := next((one.path for one in entries if one.kind == "f" and not one.sha256), None):
+        raise RuntimeCatalogError(f"{prefix / unread} cannot be read.")
+    return entries
+
+
+def read(prefix: Path) -> list[Entry]:
+    """Every entry beneath `prefix`, with digests; a file that cannot be read has none."""
+    entries = list(scan(prefix))
+    digests = sha256_of(prefix, ((one.path, one.size) for one in entries if one.kind == "f"))
+    return [msgspec.structs.replace(one, sha256=digests.get(one.path, "")) if one.kind == "f" else one for one in entries]
 
 
 def scan(prefix: Path) -> Iterator[Entry]:
@@ -68,7 +87,7 @@ def scan(prefix: Path) -> Iterator[Entry]:
                     kind, target = "l", os.readlink(item.path)
                 else:
                     kind = "f" if stat.S_ISREG(mode) else "o"
-                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target)
+                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target, "", facts.st_ino)
         waiting.extend(reversed(folders))
 
 
@@ -129,20 +148,50 @@ def quick_verdict(folder: Path, max_age_s: float) -> Verdict:
     return verdict
 
 
+def full_verdict(folder: Path) -> Verdict | None:
+    """The last full verification of the build in `folder`; None if there was none since it was built."""
+    try:
+        return msgspec.json.decode((folder / "verified-full.json").read_bytes(), type=Verdict)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def keep_full_verdict(folder: Path, findings: list[str]) -> Verdict:
+    """Keep what a full verification has found just now: with findings, the build is not used until one finds nothing."""
+    verdict = Verdict(at=time.time(), findings=findings)
+    write_atomically(folder / "verified-full.json", msgspec.json.encode(verdict))
+    return verdict
+
+
+def quarantine(folder: Path) -> str:
+    """Why the build in `folder` is not to be used, whatever is found of it; empty if it may be."""
+    try:
+        return (folder / "quarantine").read_text("utf-8").strip() or "no reason given"
+    except FileNotFoundError:
+        return ""
+
+
 def compare(folder: Path, *, full: bool) -> list[str]:
     """What differs between the prefix in `folder` and its seal: at most a few sentences, each with the file's name."""
+    prefix = folder / "prefix"
+    return differences(folder, read(prefix) if full else scan(prefix), full=full)
+
+
+def differences(folder: Path, entries: Iterable[Entry], *, full: bool) -> list[str]:
+    """The same, of what was found there already."""
     prefix = folder / "prefix"
     sealed = {entry.path: entry for entry in load(folder)}
     findings: list[str] = []
     seen: set[str] = set()
+    inodes = _is_the_original(prefix, sealed)
     try:
-        for entry in scan(prefix):
+        for entry in entries:
             seen.add(entry.path)
             wanted = sealed.get(entry.path)
             if wanted is None:
                 if "__pycache__" not in entry.path:
                     findings.append(f"{entry.path} was added")
-            elif why := _difference(wanted, entry, prefix, full):
+            elif why := _difference(wanted, entry, full, inodes):
                 findings.append(f"{entry.path} {why}")
             if len(findings) >= _MOST_FINDINGS:
                 return findings
@@ -152,7 +201,7 @@ def compare(folder: Path, *, full: bool) -> list[str]:
     return findings[:_MOST_FINDINGS]
 
 
-def _difference(wanted: Entry, entry: Entry, prefix: Path, full: bool) -> str:
+def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:
     if entry.kind != wanted.kind:
         return "was replaced by another kind of file"
     if entry.mode != wanted.mode:
@@ -163,14 +212,19 @@ def _difference(wanted: Entry, entry: Entry, prefix: Path, full: bool) -> str:
         return ""
     if entry.size != wanted.size or entry.mtime_ns != wanted.mtime_ns:
         return "was edited"
-    if full and wanted.kind == "f" and _with_digest(prefix, entry).sha256 != wanted.sha256:
+    if inodes and entry.inode != wanted.inode and entry.kind == "f":
+        return "was replaced by another file of the same size and time"
+    if full and entry.kind == "f" and not entry.sha256:
+        return "cannot be read"
+    if full and entry.sha256 != wanted.sha256:
         return "has other content, though size and time are the same"
     return ""
 
 
-def _with_digest(prefix: Path, entry: Entry) -> Entry:
-    if entry.kind != "f":
-        return entry
-    with open(prefix / entry.path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return msgspec.structs.replace(entry, sha256=digest)
+def _is_the_original(prefix: Path, sealed: dict[str, Entry]) -> bool:
+    """Whether this is what was sealed, and no copy of it, in which every inode is another."""
+    top = [entry for entry in sealed.values() if entry.kind == "d" and "/" not in entry.path]
+    try:
+        return bool(top) and all(os.lstat(prefix / entry.path).st_ino == entry.inode for entry in top)
+    except OSError:
+        return False

@@ -17,7 +17,7 @@ import msgspec
 
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.folder import write_atomically
-from forge_orchestration.runtimes import catalog, seal
+from forge_orchestration.runtimes import catalog, retention, seal
 from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime, RuntimeDefinition
 from forge_orchestration.settings import Settings
 
@@ -43,14 +43,14 @@ def build(
     definition = catalog.load_definition(name, settings)
     check_python(definition)
     folder = catalog.build_folder(definition, settings)
-    with _locked(settings.runtimes_dir / ".building" / f"{name}.lock", say):
+    with _locked(catalog.building_lock(name, settings), say):
         _remove_leftovers(settings.runtimes_dir / ".building", name)
         if not force and (there := catalog.load_build(folder)) is not None and not seal.compare(folder, full=False):
             return there
         aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=settings.runtimes_dir / ".building"))
         try:
             runtime = _build_aside(definition, aside, settings, self_test, say)
-            _move_into_place(aside, folder)
+            _move_into_place(aside, folder, settings)
         except OSError as error:
             raise RuntimeCatalogError(f"Runtime '{name}' cannot be built in {aside}: {error.strerror}.") from error
         finally:
@@ -113,17 +113,13 @@ def _build_aside(
     return runtime
 
 
-def _move_into_place(aside: Path, folder: Path) -> None:
+def _move_into_place(aside: Path, folder: Path, settings: Settings) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(aside, 0o700)
     if folder.exists():
-        # what an execution has mounted stays whole for it under the new name, until it is removed here
-        old = aside.with_name(aside.name + ".old")
-        os.rename(folder, old)
-        os.rename(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(aside, folder)
+        retention.retire(folder, settings)
+    os.rename(aside, folder)
+    retention.remove_unused(settings)
 
 
 def _compile(base: Path, prefix: Path) -> None:

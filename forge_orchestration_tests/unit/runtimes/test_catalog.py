@@ -155,7 +155,7 @@ class TestResolve:
         (build / "prefix/lib/evil.pth").write_text("import evil")
         with pytest.raises(RuntimeCatalogError, match=r"lib/evil\.pth was added") as caught:
             catalog.resolve("forge-python", home)
-        assert "--force" in caught.value.hint
+        assert "forge runtimes repair" in caught.value.hint
 
     @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"name": 5}'])
     def test_one_whose_facts_are_torn(self, home: Settings, build: Path, content: str) -> None:

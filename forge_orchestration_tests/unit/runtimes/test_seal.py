@@ -203,3 +203,19 @@ class TestQuickVerdict:
         edit(folder / "prefix")
         (folder / "verified.json").write_text(kept)
         assert seal.quick_verdict(folder, 60).findings
+
+
+def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time(folder: Path) -> None:
+    path = folder / "prefix/lib/a.py"
+    facts = path.stat()
+    other = path.with_name("other")
+    other.write_text("one = 2\n")
+    other.chmod(facts.st_mode & 0o777)
+    os.utime(other, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    other.rename(path)
+    assert seal.compare(folder, full=False) == ["lib/a.py was replaced by another file of the same size and time"]
+
+
+def test_a_copy_of_the_whole_is_no_finding(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    assert seal.compare(tmp_path / "copy", full=False) == seal.compare(tmp_path / "copy", full=True) == []

@@ -1,0 +1,79 @@
+"""Verifying a runtime: quickly against its seal, or in full, with what its packages say and with it running in the sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from forge_orchestration.engine import Engine
+from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.executions.logs import tail
+from forge_orchestration.operations.self_test import missing_libraries, run_self_test
+from forge_orchestration.runtimes import catalog, packages, seal
+
+
+class Verification(msgspec.Struct, kw_only=True):
+    """What was found of one runtime.
+
+    Attributes:
+        tier: `quick` compares names, sizes, modes and times; `full` reads every file, and runs the self-test.
+        findings: Sentences, each naming a file or a package; empty if all is well.
+        files: How many files, folders and links it has.
+    """
+
+    runtime: str
+    state: str
+    tier: Literal["quick", "full"]
+    findings: list[str]
+    files: int
+    took_s: float
+
+
+def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] = lambda text: None) -> Verification:
+    """Verify the runtime called `name`. A full verification is remembered: with findings, nothing starts in the runtime.
+
+    Raises:
+        RuntimeCatalogError: It is unknown, or not built.
+    """
+    settings = engine.settings
+    definition = catalog.load_definition(name, settings)
+    folder = catalog.build_folder(definition, settings)
+    build = catalog.load_build(folder)
+    if build is None:
+        raise RuntimeCatalogError(f"Runtime '{name}' is not built.", f"Build it: forge runtimes build {name}")
+    started = time.monotonic()
+    if full:
+        say(f"{name}: reading {build.files} files")
+        prefix = folder / "prefix"
+        entries = seal.read(prefix)
+        findings = seal.differences(folder, entries, full=True)
+        findings += packages.findings(prefix, build.python, {entry.path: entry for entry in entries})
+        say(f"{name}: running it inside the sandbox")
+        runtime = catalog.resolved(build, prefix, time.time(), definition.limits)
+        findings += [
+            f"{one} is needed by a library, and is not there" for one in missing_libraries(engine, runtime) - _known(folder)
+        ]
+        record = run_self_test(engine, definition, runtime)
+        if not record.succeeded:
+            said = tail(Path(record.folder, "stderr.log"), 400).decode(errors="replace").strip().splitlines()
+            findings.append(f"its self-test fails: {record.message} {said[-1] if said else ''}".strip())
+        seal.keep_full_verdict(folder, findings)
+    else:
+        findings = seal.quick_verdict(folder, 0).findings
+    state, known = catalog.state(name, settings)
+    return Verification(
+        runtime=name, state=state, tier="full" if full else "quick", findings=findings or known, files=build.files,
+        took_s=round(time.monotonic() - started, 3),
+    )  # fmt: skip
+
+
+def _known(folder: Path) -> set[str]:
+    """What was missing when the runtime was built."""
+    try:
+        return set((folder / "missing-libraries").read_text("utf-8").split())
+    except FileNotFoundError:
+        return set()
