@@ -130,8 +130,8 @@ class TestRest:
         assert json.loads(forge("runtimes", "show", "forge-python", "--json").stdout)["build"] == before
 
     def test_analyses(self, forge: Forge) -> None:
-        assert {row["analysis"] for row in tsv(forge("analyses"))} == {"confinement", "pbmc_clusters"}
-        assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {"confinement", "pbmc_clusters"}
+        assert {row["analysis"] for row in tsv(forge("analyses"))} == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
+        assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
 
     def test_doctor(self, forge: Forge) -> None:
         done = forge("doctor")
