@@ -1,7 +1,8 @@
 """`make bench-neighbours`: what PostgreSQL and an HTTP service notice of eight hostile executions beside them.
 
 Each round measures, in random order, the two services alone and beside each group of attackers; both serve a fixed number of
-requests a second, and each latency counts from when its request was due. A bar compares medians over the rounds.
+requests a second, and each latency counts from when its request was due. A bar compares medians over the rounds. What attackers of
+the disk do is only reported where nothing limits transfers: on cgroup v1, and without disk limits in the settings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tempfile
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+from forge_orchestration.sandbox.cgroups.find import expected_site
+from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table, _forge
 from forge_orchestration_tests.neighbours.attackers import ATTACKERS, GROUPS, Attack
 from forge_orchestration_tests.neighbours.http_service import HttpService
@@ -124,11 +127,22 @@ def _show(samples: Samples, arguments: argparse.Namespace, table: Table) -> None
             ranges = [samples.spread(group, service, name) for name in _MOST]
             print(f"  {service + ', ' + group:<24} {p50:8.2f} {ranges[0]:>20} {p99:9.2f} {ranges[1]:>22}")
     print(f"  {samples.served} requests were served\n")
+    limited = _transfers_are_limited()
     for group in arguments.groups:
         for service in ("PostgreSQL", "HTTP"):
             for name, most in _MOST.items():
                 ratio = samples.median(group, service, name) / samples.median(_ALONE, service, name)
-                table.bar(f"{service}, {name} beside {group} attackers / alone", ratio, most)
+                what = f"{service}, {name} beside {group} attackers / alone"
+                if group == "disk" and not limited:
+                    print(f"         {what}: {ratio:.2f} (no bar: nothing limits transfers here)")
+                else:
+                    table.bar(what, ratio, most)
+
+
+def _transfers_are_limited() -> bool:
+    """Whether the deployment limits disk transfers, which only cgroup v2 can (`io.max`)."""
+    neighbours = load_settings().neighbours
+    return expected_site().version == 2 and (neighbours.write_bytes_per_s is not None or neighbours.writes_per_s is not None)
 
 
 if __name__ == "__main__":

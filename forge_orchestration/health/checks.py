@@ -15,7 +15,7 @@ from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.reasons import Status
-from forge_orchestration.runtimes import catalog, seal
+from forge_orchestration.runtimes import catalog
 from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.cgroups.find import expected_site
 from forge_orchestration.sandbox.cgroups.total import within_what_is_above
@@ -70,12 +70,14 @@ def runtime_check(name: str, settings: Settings) -> CheckResult:
         build = catalog.load_build(folder)
         if build is None:
             return result(False, "not built", f"forge runtimes build {name}", warning=True)
-        findings = seal.quick_verdict(folder, 0).findings
+        state, findings = catalog.state(name, settings)
     except ForgeError as error:
         return result(False, error.message, error.hint)
     if findings:
         more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
-        return result(False, f"{findings[0]}{more}", f"forge runtimes build --force {name}")
+        if state == "quarantined":
+            return result(False, f"quarantined: {findings[0]}", f"forge runtimes quarantine --release {name}")
+        return result(False, f"{findings[0]}{more}", f"forge runtimes repair {name}")
     return result(True, f"{build.files} files as sealed (content {build.content_digest[:12]})")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration_tests.cli.conftest import SMALL
+from forge_orchestration_tests.cli.conftest import SMALL, sentence
 from forge_orchestration_tests.conftest import Forge, wait_until
 
 
@@ -130,8 +132,18 @@ class TestRest:
         assert json.loads(forge("runtimes", "show", "forge-python", "--json").stdout)["build"] == before
 
     def test_analyses(self, forge: Forge) -> None:
-        assert {row["analysis"] for row in tsv(forge("analyses"))} == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
-        assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
+        assert {row["analysis"] for row in tsv(forge("analyses"))} == {
+            "confinement",
+            "islands_and_exons",
+            "pbmc_clusters",
+            "tumour_kinds",
+        }
+        assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {
+            "confinement",
+            "islands_and_exons",
+            "pbmc_clusters",
+            "tumour_kinds",
+        }
 
     def test_doctor(self, forge: Forge) -> None:
         done = forge("doctor")
@@ -225,3 +237,45 @@ class TestRun:
         (folder / "run.py").write_text("raise SystemExit(4)")
         done = forge("run", folder)
         assert done.returncode == 1 and "mine: failed (nonzero_exit)" in done.stdout
+
+
+class TestRuntimesThatAreNotAsTheyShouldBe:
+    """Found, refused with the file's name, repaired; and kept from use by whoever says so."""
+
+    def test_edited_found_refused_and_repaired(self, other_forge: Forge) -> None:
+        forge = other_forge
+        assert forge("runtimes", "verify", "--full").returncode == 0
+        build = Path(json.loads(forge("runtimes", "show", "forge-python", "--json").stdout)["prefix"])
+        (build / "lib" / "evil.pth").write_text("import os")
+        done = forge("runtimes", "verify", "forge-python")
+        assert done.returncode == 4 and "evil.pth was added" in done.stdout and "forge runtimes repair forge-python" in done.stdout
+        refused = forge("exec", *SMALL, "--", "true")
+        assert refused.returncode == 4 and "evil.pth was added" in refused.stderr
+        assert forge("runtimes", "repair", "forge-python").returncode == 0
+        assert forge("exec", *SMALL, "--", "true").returncode == 0
+        assert not (forge.home / "runtimes/.retired").exists() or not any((forge.home / "runtimes/.retired").iterdir())
+
+    def test_quarantined_and_released(self, other_forge: Forge) -> None:
+        forge = other_forge
+        assert "quarantined" in forge("runtimes", "quarantine", "forge-python", "--reason", "wrong numbers").stdout
+        refused = forge("exec", *SMALL, "--", "true")
+        assert refused.returncode == 4 and "wrong numbers" in refused.stderr and "--release" in refused.stderr
+        states = {row["runtime"]: row["state"] for row in json.loads(forge("runtimes", "list", "--json").stdout)}
+        assert states["forge-python"] == "quarantined" and states["forge-ml"] == "missing"
+        assert forge("runtimes", "quarantine", "--release", "forge-python").returncode == 0
+        assert forge("exec", *SMALL, "--", "true").returncode == 0
+        sentence(forge("runtimes", "quarantine", "forge-ml"), 4, "not built")
+
+    def test_a_build_in_use_is_kept_until_it_is_not(self, other_forge: Forge) -> None:
+        forge = other_forge
+        retired = forge.home / "runtimes/.retired"
+        with forge.started(
+            "exec", *SMALL, "--", "sh", "-c", "echo up; read x </dev/null; sleep 20; ls /forge/runtime/bin/python"
+        ) as running:
+            assert running.stdout.readline() == "up\n"
+            assert forge("runtimes", "repair", "forge-python").returncode == 0
+            assert len(os.listdir(retired)) == 1
+            assert forge("runtimes", "gc").stdout == ""
+            running.send_signal(signal.SIGTERM)
+            running.communicate(timeout=30)
+        assert "removed: forge-python" in forge("runtimes", "gc").stdout and os.listdir(retired) == []

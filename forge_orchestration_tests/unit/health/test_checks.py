@@ -34,7 +34,7 @@ def test_one_that_was_edited_is_an_error_that_names_the_file(home: Settings) -> 
     (build / "prefix/evil.pth").touch()
     result = checks.runtime_check("forge-python", home)
     assert (result.passed, result.severity) == (False, "error") and "evil.pth was added" in result.finding
-    assert "--force" in result.remedy
+    assert "forge runtimes repair" in result.remedy
 
 
 @pytest.mark.parametrize("error", [HostError("No.", "Do this."), OSError(13, "Permission denied", "/x")])

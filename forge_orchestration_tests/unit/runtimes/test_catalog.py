@@ -32,7 +32,7 @@ def own(settings: Settings, folder: Path) -> Settings:
 
 
 def test_those_that_ship(settings: Settings) -> None:
-    assert catalog.runtime_names(settings) == ["forge-python", "forge-singlecell"]
+    assert catalog.runtime_names(settings) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell"]
     for name in catalog.runtime_names(settings):
         definition = catalog.load_definition(name, settings)
         venv.check_python(definition)
@@ -43,7 +43,7 @@ def test_those_that_ship(settings: Settings) -> None:
 
 
 def test_a_deployments_own(own: Settings) -> None:
-    assert catalog.runtime_names(own) == ["forge-python", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell", "mine"]
     assert catalog.load_definition("mine", own).kind == "venv"
 
 
@@ -76,7 +76,7 @@ def test_a_folder_that_is_not_there(own: Settings, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["-rf", "..x", "a b", "A", "ö", "x" * 65, "a\nb"])
 def test_folders_with_names_that_no_runtime_can_have_are_none(own: Settings, folder: Path, name: str) -> None:
     shutil.copytree(folder / "mine", folder / name)
-    assert catalog.runtime_names(own) == ["forge-python", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell", "mine"]
 
 
 @pytest.mark.parametrize(
