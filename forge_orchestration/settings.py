@@ -109,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     analysis_folders: tuple[Path, ...] = ()
     runtime_folders: tuple[Path, ...] = ()
     runtime_max_age_s: float = 60.0
+    protected_databases: dict[str, str] = {}
     identity: IdentitySettings = IdentitySettings()
     cgroup: CgroupSettings = CgroupSettings()
     messages: MessageSettings = MessageSettings()
@@ -179,7 +180,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 
 _KEYS = (
-    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s",
+    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s", "protected_databases",
     "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation",
 )  # fmt: skip
 

@@ -41,6 +41,27 @@ def prerequisite(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
+def host_program(name: str, package: str) -> str:
+    """The path of a program of the distribution; CI installs what it does not have, as it does for everything else."""
+    if (found := shutil.which(name)) is None and os.environ.get("CI") and os.geteuid() == 0:
+        # a server that comes with it is not started: a test starts its own
+        Path("/etc/postgresql-common").mkdir(exist_ok=True)
+        Path("/etc/postgresql-common/createcluster.conf").touch()
+        with open("/etc/postgresql-common/createcluster.conf", "a") as settings:
+            settings.write("create_main_cluster = false\n")
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        }
+        subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
+        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", package], check=False, **quiet)
+        found = shutil.which(name)
+    prerequisite(found is not None, f"{name} is not installed: sudo apt-get install {package}")
+    assert found is not None
+    return found
+
+
 # how much slower than usual this host is known to be: an emulated one is
 PATIENCE = float(os.environ.get("FORGE_TESTS_PATIENCE", "1"))
 

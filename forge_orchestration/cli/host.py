@@ -1,4 +1,4 @@
-"""`forge doctor` and `forge gc`."""
+"""`forge doctor`, `forge health` and `forge gc`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import load_settings
 
 
@@ -17,15 +18,53 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     results = run_checks(load_settings())
     failed = [result for result in results if not result.passed]
-    if arguments.json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
-    else:
-        for result in results:
-            mark = "ok  " if result.passed else "FAIL" if result.severity == "error" else "warn"
-            print(f"{mark}  {result.target:<18} {result.name:<22} {result.finding}")
-            if result.remedy:
-                print(f"{'':27}{'':<22}→ {result.remedy}")
+    _print(results, as_json=arguments.json)
     return 3 if any(result.severity == "error" and result.target == "host" for result in failed) else 0
+
+
+def health(arguments: argparse.Namespace) -> int:
+    """What `doctor` checks, and databases, store and outputs; `--full` reads everything. Exit status 3 if an error was found."""
+    from forge_orchestration.health.checks import run_checks
+    from forge_orchestration.health.databases import database_checks
+    from forge_orchestration.health.storage import storage_checks
+
+    settings = load_settings()
+    results = run_checks(settings)
+    if arguments.full:
+        results = [result for result in results if result.name != "seal"] + _full_runtime_checks(Engine(settings))
+    results += storage_checks(settings, full=arguments.full) + database_checks(settings, full=arguments.full)
+    _print(results, as_json=arguments.json)
+    return 3 if any(result.severity == "error" and not result.passed for result in results) else 0
+
+
+def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
+    from forge_orchestration.operations.verification import verify
+    from forge_orchestration.runtimes import catalog
+
+    results = []
+    for name in catalog.runtime_names(engine.settings):
+        if catalog.state(name, engine.settings)[0] in ("missing", "building"):
+            continue
+        found = verify(engine, name, full=True)
+        passed = not found.findings
+        results.append(
+            CheckResult(
+                name="content", target=name, passed=passed, remedy="" if passed else f"forge runtimes repair {name}",
+                finding=f"{found.files} files, packages, libraries and self-test are as they were built" if passed else "; ".join(found.findings[:3]),
+            )
+        )  # fmt: skip
+    return results
+
+
+def _print(results: list[CheckResult], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        return
+    for result in results:
+        mark = "ok  " if result.passed else "FAIL" if result.severity == "error" else "warn"
+        print(f"{mark}  {result.target:<18} {result.name:<22} {result.finding}")
+        if result.remedy:
+            print(f"{'':27}{'':<22}→ {result.remedy}")
 
 
 def collect_garbage(arguments: argparse.Namespace) -> int:

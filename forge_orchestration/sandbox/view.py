@@ -33,7 +33,8 @@ _THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "LOKY_MAX_CPU_COUNT",
 )  # fmt: skip
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# what programs look for in /etc that says nothing of the host: the loader's cache, Debian's alternatives, fonts, R's start files
+# what programs look for in /etc that says nothing of the host: the loader's cache, Debian's alternatives, fonts, R's start files;
+# and, below, Java's settings, without which it has no cryptography
 _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/etc/R")
 
 # files made for the sandbox: who it runs as, and that it is alone on its network
@@ -65,6 +66,7 @@ def system_view() -> tuple[tuple[str, ...], dict[str, str]]:
         elif os.path.isdir(path):
             binds.append(path)
     binds += [path for path in _ETC if os.path.exists(path)]
+    binds += sorted(f"/etc/{name}" for name in os.listdir("/etc") if name.startswith("java-") and os.path.isdir(f"/etc/{name}"))
     return tuple(binds), links
 
 

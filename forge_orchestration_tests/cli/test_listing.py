@@ -279,3 +279,25 @@ class TestRuntimesThatAreNotAsTheyShouldBe:
             running.send_signal(signal.SIGTERM)
             running.communicate(timeout=30)
         assert "removed: forge-python" in forge("runtimes", "gc").stdout and os.listdir(retired) == []
+
+
+class TestHealth:
+    def test_all_is_well(self, other_forge: Forge) -> None:
+        other_forge.record("exec", *SMALL, "--", "sh", "-c", "echo 1 > $FORGE_OUTPUTS/one")
+        done = other_forge("health", "--full", "--json", timeout=200)
+        results = json.loads(done.stdout)
+        assert done.returncode == 0, [result for result in results if not result["passed"]]
+        found = {(result["target"], result["name"]): result for result in results}
+        assert "1 outputs that were read" in found["storage", "outputs"]["finding"]
+        assert "as they were built" in found["forge-python", "content"]["finding"]
+        assert {"filesystem", "keyring"} <= {name for target, name in found if target == "host"}
+
+    def test_what_is_wrong_is_an_exit_status_and_a_line(self, other_forge: Forge) -> None:
+        record = other_forge.record("exec", *SMALL, "--", "sh", "-c", "echo 1 > $FORGE_OUTPUTS/one")
+        Path(record.folder, "outputs/one").write_text("2")
+        (other_forge.home / "settings.toml").write_text(f"[protected_databases]\nlab = 'sqlite:///{other_forge.home}/no.db'\n")
+        done = other_forge("health")
+        assert done.returncode == 3
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert ["FAIL", "storage", "outputs"] in [line[:3] for line in lines]
+        assert ["FAIL", "lab", "connection"] in [line[:3] for line in lines]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import textwrap
 
-from forge_orchestration_tests.conftest import Forge
+from forge_orchestration_tests.conftest import Forge, host_program, prerequisite
 
 
-def test_numba_like_programs_keep_working(forge: Forge) -> None:
+def test_what_numba_and_multiprocessing_are_made_of(forge: Forge) -> None:
     """Multiprocessing, threads, shared memory, signals and executable mappings."""
     code = """
     import concurrent.futures, json, mmap, multiprocessing, multiprocessing.shared_memory, threading
@@ -23,3 +23,44 @@ def test_numba_like_programs_keep_working(forge: Forge) -> None:
     done = forge("exec", "--memory", "256MiB", "--scratch", "32MiB", "--", "python", "-c", textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"threads": [1, 2], "forked": [3, 4], "managed": [5]}
+
+
+def test_numba(forge: Forge) -> None:
+    """Compiled while it runs, on two threads."""
+    built = forge("runtimes", "build", "forge-singlecell", timeout=900)
+    prerequisite("failed: " not in built.stderr or "self-test" in built.stderr, f"the runtime cannot be installed: {built.stderr}")
+    code = """
+    import os
+    os.environ["NUMBA_NUM_THREADS"] = "2"
+    import numba, numpy as np
+    @numba.njit(parallel=True)
+    def total(values):
+        found = 0.0
+        for at in numba.prange(values.size):
+            found += values[at] ** 0.5
+        return found
+    print(round(total(np.arange(1000.0)), 3), numba.get_num_threads())
+    """
+    done = forge(
+        "exec", "--runtime", "forge-singlecell", "--memory", "1GiB", "--", "python", "-c", textwrap.dedent(code), timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["21065.833", "2"]
+
+
+def test_r(forge: Forge) -> None:
+    """With two processes of its own."""
+    host_program("Rscript", "r-base-core")
+    code = "library(parallel); cat(unlist(mclapply(1:4, function(n) n^2, mc.cores = 2)), round(summary(lm(dist ~ speed, cars))$r.squared, 4))"
+    done = forge("exec", "--memory", "512MiB", "--scratch", "32MiB", "--", "Rscript", "-e", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "4", "9", "16", "0.6511"]
+
+
+def test_java(forge: Forge) -> None:
+    """Its threads, its compiler, its cryptography, and that it sees its own memory limit and not the host's memory."""
+    host_program("java", "default-jre-headless")
+    done = forge("exec", "--memory", "512MiB", "--", "java", "-XshowSettings:all", "-XX:MaxRAMPercentage=50", "-version")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "Security provider static configuration" in said and "Max. Heap Size" in said, said

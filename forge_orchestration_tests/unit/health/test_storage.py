@@ -1,0 +1,31 @@
+"""Outputs that rot are found, and named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import forge_orchestration
+from forge_orchestration.health.storage import storage_checks
+from forge_orchestration.settings import load_settings
+
+
+def test_outputs_that_are_no_longer_what_was_collected(forge_home: Path, tmp_path: Path) -> None:
+    record = forge_orchestration.run(
+        ["sh", "-c", "echo 1 > $FORGE_OUTPUTS/one; mkdir $FORGE_OUTPUTS/f; echo 2 > $FORGE_OUTPUTS/f/two"]
+    )
+    settings = load_settings(forge_home)
+    whole = {result.name: result for result in storage_checks(settings, full=True)}
+    assert all(result.passed for result in whole.values()), whole
+    two = Path(record.folder, "outputs/f/two")
+    facts = two.stat()
+    try:
+        two.write_text("3\n")
+        os.utime(two, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        Path(record.folder, "outputs/one").unlink()
+        rotten = {result.name: result for result in storage_checks(settings, full=True)}["outputs"]
+        assert not rotten.passed and f"{two} has other content" in rotten.finding and "one is missing" in rotten.finding
+    finally:
+        two.write_text("2\n")
+        Path(record.folder, "outputs/one").write_text("1\n")
+    assert {result.name: result for result in storage_checks(settings, full=False)}["outputs"].passed
