@@ -34,6 +34,7 @@ from forge_orchestration.model.record import (
 )  # fmt: skip
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param
 from forge_orchestration.operations.reconcile import Reconciled
+from forge_orchestration.operations.verification import Verification
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.seal import Entry, Verdict
 from forge_orchestration.sandbox.cgroups.base import Counters
@@ -132,7 +133,8 @@ EXAMPLES: list[msgspec.Struct] = [
         name="n", kind="venv", build="b", content_digest="c", seal_digest="s", python="3.11.2", base_prefix="/usr",
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
-    Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest"), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
+    Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest", 7), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
+    Verification(runtime="r", state="unhealthy", tier="full", findings=[TEXT], files=3, took_s=0.5),
     IdentitySettings(first_uid=100_000, count=6), NeighbourSettings(cpu_weight=2), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
     Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
     Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
@@ -142,7 +144,7 @@ EXAMPLES: list[msgspec.Struct] = [
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "_File",
+    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File",
 }  # fmt: skip
 
 
