@@ -222,7 +222,7 @@ class TestAnalysisFolder:
         (build / "prefix" / "evil.pth").touch()
         (build / "verified.json").unlink(missing_ok=True)
         before = traces(other_forge)
-        sentence(other_forge("exec", "--", "true"), 4, "evil.pth was added", "--force")
+        sentence(other_forge("exec", "--", "true"), 4, "evil.pth was added", "forge runtimes repair")
         assert traces(other_forge) == before
 
     def test_a_folder_that_holds_data(self, refused: Refused, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_tick_with_the_real_checks_sees_a_runtime_break_and_heal(deployment: D
         tampered = tick(defs, instance, first.cursor)
         assert not evaluations(tampered)[RUNTIME].passed
         assert evaluations(tampered)[RUNTIME].severity is dg.AssetCheckSeverity.ERROR
-        assert "forge runtimes build --force forge-python" in (evaluations(tampered)[RUNTIME].description or "")
+        assert "forge runtimes repair forge-python" in (evaluations(tampered)[RUNTIME].description or "")
 
         shutil.rmtree(built)
         missing = tick(defs, instance, tampered.cursor)
