@@ -70,7 +70,7 @@ def test_a_command_is_all_that_is_needed(folder: Path) -> None:
 
 
 def test_those_that_ship(settings: Settings) -> None:
-    assert set(load_definitions(settings)) == {"pbmc_clusters", "confinement"}
+    assert set(load_definitions(settings)) == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
 
 
 WRONG = {
