@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import load_settings
 
@@ -45,7 +46,11 @@ def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
     for name in catalog.runtime_names(engine.settings):
         if catalog.state(name, engine.settings)[0] in ("missing", "building"):
             continue
-        found = verify(engine, name, full=True)
+        try:
+            found = verify(engine, name, full=True)
+        except ForgeError as error:
+            results.append(CheckResult(name="content", target=name, passed=False, finding=error.message, remedy=error.hint))
+            continue
         passed = not found.findings
         results.append(
             CheckResult(

@@ -35,17 +35,16 @@ def try_sandbox(settings: Settings) -> ExecutionRecord:
     executor = LocalExecutor(settings)
     executor.check()
     with tempfile.TemporaryDirectory(prefix="forge-", dir=settings.scratch_dir.parent) as nothing:
-        try:
-            folder.create()
-            folder.write_record(_record(spec, folder))
-            handle = executor.submit(spec, PreparedExecution(folder=folder, runtime=_no_runtime(Path(nothing)), inputs=()))
-            if not executor.wait(handle, _TIMEOUT_S).is_final:
-                executor.cancel(handle)
-                executor.wait(handle, _TIMEOUT_S)
-            record = executor.collect(handle)
-            executor.cleanup(handle)
-        finally:
-            folder.remove()
+        # where this fails in between, its folder stays: by it `forge gc` finds what else is left of it
+        folder.create()
+        folder.write_record(_record(spec, folder))
+        handle = executor.submit(spec, PreparedExecution(folder=folder, runtime=_no_runtime(Path(nothing)), inputs=()))
+        if not executor.wait(handle, _TIMEOUT_S).is_final:
+            executor.cancel(handle)
+            executor.wait(handle, _TIMEOUT_S)
+        record = executor.collect(handle)
+        executor.cleanup(handle)
+        folder.remove()
     if not record.succeeded or not isinstance(record.isolation, Isolation):
         raise SandboxError(f"An execution of `true` did not end well: {record.message}")
     return record

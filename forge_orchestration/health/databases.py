@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
+from forge_orchestration.errors import SpecError
 from forge_orchestration.model.health import CheckResult
+from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings
 from forge_orchestration.units import format_bytes
 
@@ -30,7 +32,13 @@ def database_checks(settings: Settings, *, full: bool) -> list[CheckResult]:
 
     Args:
         full: Read everything (`integrity_check`, `pg_amcheck` with all indexes); else what takes seconds.
+
+    Raises:
+        SpecError: One has the name of something else that is checked.
     """
+    for name in settings.protected_databases:
+        if name in ("host", "storage", *runtime_names(settings)):
+            raise SpecError(f"A database under [protected_databases] is called '{name}', as something else that is checked.")
     return [result for name, url in settings.protected_databases.items() for result in _checks(name, url, full)]
 
 
@@ -142,14 +150,14 @@ def _postgresql(name: str, url: str, full: bool) -> Iterator[CheckResult]:
 
 
 def _amcheck(name: str, url: str, full: bool) -> CheckResult:
-    words = ["--heapallindexed", "--rootdescend"] if full else []
+    words = ["--heapallindexed", "--rootdescend"] if full else ["--no-dependent-toast"]
     try:
-        _run(["pg_amcheck", "--no-dependent-toast", "--install-missing", *words, url], full)
+        _run(["pg_amcheck", *words, url], full)
     except _Failed as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         if error.status == 2:  # it has read, and found
             return _result(name, "integrity", False, f"corrupt: {_first(said)}", "Keep a copy of its files. Restore from a backup.")
-        return _result(name, "integrity", False, f"cannot be looked at ({_first(said)}): {_SUSPECT}", "Is pg_amcheck installed, and may this user use amcheck?", "warning")  # fmt: skip
+        return _result(name, "integrity", False, f"cannot be looked at ({_first(said)}): {_SUSPECT}", "Install pg_amcheck; in the database: CREATE EXTENSION amcheck", "warning")  # fmt: skip
     return _result(name, "integrity", True, "pg_amcheck finds nothing" + (", indexes compared with their tables" if full else ""))
 
 

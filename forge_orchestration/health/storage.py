@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from forge_orchestration.errors import ForgeError
+from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.health.databases import sqlite_checks
 from forge_orchestration.model.health import CheckResult
@@ -57,7 +57,10 @@ def _outputs(settings: Settings, full: bool) -> CheckResult:
 def _wrong(settings: Settings, name: str) -> Iterator[tuple[Path, str]]:
     try:
         record = ExecutionFolder(settings.executions_dir, name).read_record()
-    except ForgeError:  # one that is being made, or whose record is for `forge gc` to close
+    except SpecError:  # one that is being made
+        return
+    except ForgeError as error:
+        yield settings.executions_dir / name / "record.json", f"cannot be read, so its outputs are not known ({error.message})"
         return
     if not record.status.is_final:
         return

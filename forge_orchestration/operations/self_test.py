@@ -17,6 +17,7 @@ from forge_orchestration.sandbox.view import ANALYSIS
 # libraries that the loader does not find, a line each; some wheels hold such that are loaded another way, so it is compared
 # with what it said when the runtime was built
 _LIBRARIES = (
+    "command -v find xargs ldd >/dev/null || exit 3; "
     "find /forge/runtime -type f -name '*.so*' -print0 | xargs -0 -r -n 50 ldd 2>/dev/null"
     " | sed -n 's/^[[:space:]]*\\([^ ]*\\) => not found.*/\\1/p' | sort -u"
 )

@@ -129,7 +129,7 @@ def build_id(definition: RuntimeDefinition) -> str:
     for name in ("runtime.toml", *definition.self_test[1:]):
         if (path := Path(definition.folder, name)).is_file():
             digest.update(path.read_bytes())
-    digest.update(f"{sys.version_info[:3]} {sys.base_prefix} layout 1".encode())
+    digest.update(f"{sys.version_info[:3]} {sys.base_prefix} layout 2".encode())
     return digest.hexdigest()[:16]
 
 

@@ -30,7 +30,11 @@ def retire(folder: Path, settings: Settings) -> Path:
 
 
 def remove_unused(settings: Settings) -> list[str]:
-    """Remove retired builds that no execution has mounted; returns their names."""
+    """Remove retired builds that no execution has mounted; returns their names.
+
+    Raises:
+        RuntimeCatalogError: What an execution has mounted cannot be told; nothing is removed then.
+    """
     removed = []
     with contextlib.suppress(FileNotFoundError):
         waiting = sorted((settings.runtimes_dir / _RETIRED).iterdir())
@@ -66,9 +70,14 @@ def _mounted(settings: Settings) -> set[tuple[int, int]]:
     """Device and inode of what unfinished executions have for a runtime."""
     used = set()
     for execution_id in Store(settings.store_path).unfinished_controllers():
-        with contextlib.suppress(OSError, msgspec.DecodeError):  # one that has no plan yet has nothing mounted
-            plan = read_plan(settings.executions_dir / execution_id)
-            used |= {(bind.device, bind.inode) for bind in plan.binds if bind.target == view.RUNTIME}
+        folder = settings.executions_dir / execution_id
+        try:
+            plan = read_plan(folder)
+        except FileNotFoundError:  # one that has no plan yet has nothing mounted
+            continue
+        except (OSError, msgspec.DecodeError) as error:
+            raise RuntimeCatalogError(f"What {folder} has mounted cannot be told: {error}.", "Put it right: forge gc") from error
+        used |= {(bind.device, bind.inode) for bind in plan.binds if bind.target == view.RUNTIME}
     return used
 
 

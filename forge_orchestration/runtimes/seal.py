@@ -152,8 +152,10 @@ def full_verdict(folder: Path) -> Verdict | None:
     """The last full verification of the build in `folder`; None if there was none since it was built."""
     try:
         return msgspec.json.decode((folder / "verified-full.json").read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
+    except FileNotFoundError:
         return None
+    except (OSError, msgspec.DecodeError) as error:  # it may have held findings
+        return Verdict(at=0.0, findings=[f"{folder}/verified-full.json cannot be read ({error})"])
 
 
 def keep_full_verdict(folder: Path, findings: list[str]) -> Verdict:

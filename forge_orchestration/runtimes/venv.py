@@ -119,7 +119,8 @@ def _move_into_place(aside: Path, folder: Path, settings: Settings) -> None:
     if folder.exists():
         retention.retire(folder, settings)
     os.rename(aside, folder)
-    retention.remove_unused(settings)
+    with contextlib.suppress(RuntimeCatalogError):  # what stays is removed by the next build, or by `forge runtimes gc`
+        retention.remove_unused(settings)
 
 
 def _compile(base: Path, prefix: Path) -> None:

@@ -184,7 +184,8 @@ class FolderWorkspace(Workspace):
         now = time.monotonic()
         if at_the_end or now >= self._next_look:
             try:
-                used, files = folder_bytes(self.folder), folder_files(self.folder)
+                running = not at_the_end
+                used, files = folder_bytes(self.folder, running=running), folder_files(self.folder, running=running)
             except SandboxError:  # folders that are moved about get in the way of a look; not of one at the end
                 if at_the_end or now - self._last_look > _UNSEEN_S:
                     raise
@@ -299,9 +300,9 @@ def _copy_sparse(source: Path, target_fd: int) -> None:
         os.close(source_fd)
 
 
-def folder_files(folder: Path) -> int:
+def folder_files(folder: Path, *, running: bool = False) -> int:
     """Files and folders beneath `folder`, links not followed; also by `du`, for the same reason."""
-    said = _measured(["du", "-s", "--inodes"], folder, ())
+    said = _measured(["du", "-s", "--inodes"], folder, (), running)
     if said:
         return int(said.split()[0])
     if folder.exists():
@@ -309,12 +310,12 @@ def folder_files(folder: Path) -> int:
     return 0
 
 
-def folder_bytes(folder: Path, prefix: tuple[str, ...] = ()) -> int:
+def folder_bytes(folder: Path, prefix: tuple[str, ...] = (), *, running: bool = False) -> int:
     """Bytes that the file system has allocated beneath `folder`, links not followed; what vanishes meanwhile is skipped.
 
     By `du`, which walks folders deeper than any path that the kernel takes at once: nothing can be hidden there.
     """
-    said = _measured(["du", "-s", "--block-size=1"], folder, prefix)
+    said = _measured(["du", "-s", "--block-size=1"], folder, prefix, running)
     if said:
         return int(said.split()[0])
     if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
@@ -347,11 +348,14 @@ def _tool(command: list[str]) -> str:
     return _tried(command)[0]
 
 
-def _measured(command: list[str], folder: Path, prefix: tuple[str, ...]) -> str:
-    """What `du` prints of `folder`, with all that an ordinary user's execution, which is the same user, may have closed to it."""
+def _measured(command: list[str], folder: Path, prefix: tuple[str, ...], running: bool) -> str:
+    """What `du` prints of `folder`; empty if something there is closed to it, as an ordinary user's execution may close what is its own.
+
+    Once nothing of it is `running`, and so nothing can be put in the way, that is opened first.
+    """
     command = [*prefix, *command, "--one-file-system", os.fspath(folder)]
     said, complaints = _tried(command, _DU_TIMEOUT_S)
-    if "Permission denied" in complaints:
+    if "Permission denied" in complaints and not running:
         _tool([*prefix, "chmod", "-R", "u+rwX", os.fspath(folder)])
         said, complaints = _tried(command, _DU_TIMEOUT_S)
     return "" if "Permission denied" in complaints else said

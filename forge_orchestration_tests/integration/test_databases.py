@@ -79,6 +79,9 @@ def checked(settings: Settings, server: Server, *, full: bool = True) -> dict[st
 
 
 def test_a_damaged_table_is_found_and_named(settings: Settings, server: Server) -> None:
+    without = checked(settings, server)["integrity"]
+    assert not without.passed and "suspect" in without.finding and "CREATE EXTENSION amcheck" in without.remedy, without
+    server.ask("CREATE EXTENSION amcheck")
     server.ask("CREATE TABLE counts (gene text PRIMARY KEY, number int)")
     server.ask("INSERT INTO counts SELECT 'gene ' || n, n FROM generate_series(1, 20000) n")
     server.ask("CHECKPOINT")

@@ -219,3 +219,11 @@ def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time(folder: Path)
 def test_a_copy_of_the_whole_is_no_finding(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     assert seal.compare(tmp_path / "copy", full=False) == seal.compare(tmp_path / "copy", full=True) == []
+
+
+def test_a_full_verdict_that_cannot_be_read_is_no_clean_one(folder: Path) -> None:
+    assert seal.full_verdict(folder) is None
+    seal.keep_full_verdict(folder, ["lib/a.py has other content"])
+    assert (found := seal.full_verdict(folder)) is not None and found.findings == ["lib/a.py has other content"]
+    (folder / "verified-full.json").write_bytes(b'{"at": 1')
+    assert (torn := seal.full_verdict(folder)) is not None and "cannot be read" in torn.findings[0]
