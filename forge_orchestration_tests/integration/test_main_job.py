@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -72,3 +73,25 @@ def test_a_second_execution_gives_the_same_bytes(by_dagster: tuple[ExecutionReco
     first, _ = by_dagster
     second = forge_orchestration.run("pbmc_clusters", check=True)
     assert {one.path: one.sha256 for one in second.outputs} == {one.path: one.sha256 for one in first.outputs}
+
+
+@pytest.mark.timeout(1500)
+def test_numba_works_in_the_sandbox(by_dagster: tuple[ExecutionRecord, str], forge: Forge) -> None:
+    """Compiled while it runs, on two threads. Here, because here is the runtime that has it."""
+    code = """
+    import os
+    os.environ["NUMBA_NUM_THREADS"] = "2"
+    import numba, numpy as np
+    @numba.njit(parallel=True)
+    def total(values):
+        found = 0.0
+        for at in numba.prange(values.size):
+            found += values[at] ** 0.5
+        return found
+    print(round(total(np.arange(1000.0)), 3), numba.get_num_threads())
+    """
+    done = forge(
+        "exec", "--runtime", "forge-singlecell", "--memory", "1GiB", "--", "python", "-c", textwrap.dedent(code), timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["21065.833", "2"]

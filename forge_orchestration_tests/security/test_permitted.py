@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 
-from forge_orchestration_tests.conftest import Forge, host_program, prerequisite
+from forge_orchestration_tests.conftest import Forge, host_program
 
 
 def test_what_numba_and_multiprocessing_are_made_of(forge: Forge) -> None:
@@ -23,29 +23,6 @@ def test_what_numba_and_multiprocessing_are_made_of(forge: Forge) -> None:
     done = forge("exec", "--memory", "256MiB", "--scratch", "32MiB", "--", "python", "-c", textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"threads": [1, 2], "forked": [3, 4], "managed": [5]}
-
-
-def test_numba(forge: Forge) -> None:
-    """Compiled while it runs, on two threads."""
-    built = forge("runtimes", "build", "forge-singlecell", timeout=900)
-    prerequisite("failed: " not in built.stderr or "self-test" in built.stderr, f"the runtime cannot be installed: {built.stderr}")
-    code = """
-    import os
-    os.environ["NUMBA_NUM_THREADS"] = "2"
-    import numba, numpy as np
-    @numba.njit(parallel=True)
-    def total(values):
-        found = 0.0
-        for at in numba.prange(values.size):
-            found += values[at] ** 0.5
-        return found
-    print(round(total(np.arange(1000.0)), 3), numba.get_num_threads())
-    """
-    done = forge(
-        "exec", "--runtime", "forge-singlecell", "--memory", "1GiB", "--", "python", "-c", textwrap.dedent(code), timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["21065.833", "2"]
 
 
 def test_r(forge: Forge) -> None:
