@@ -27,6 +27,9 @@ from forge_orchestration.sandbox.orphans import end_orphans, orphans
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
+TRIAL = "forge doctor"
+"""What the doctor's execution is called, as no analysis can be: nobody wants its record."""
+
 
 class Reconciled(msgspec.Struct, kw_only=True):
     """What was done: ids of executions, names of the rest, and what could not be done."""
@@ -115,6 +118,12 @@ class Recovery:
             self.report.removed.append(f"execution {folder.id}, which never began")
             return
         record = folder.read_record()
+        if record.analysis == TRIAL:
+            remove_leftovers(folder, self._settings, self._site)
+            folder.remove()
+            self._store.forget(folder.id)
+            self.report.removed.append(f"trial {folder.id}")
+            return
         if not record.status.is_final or folder.id in self._left:
             done = self.report.removed if record.status.is_final else self.report.closed
             when = "before the analysis began" if record.status is Status.QUEUED else "while the analysis ran"

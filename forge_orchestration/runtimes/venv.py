@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.executions.folder import sync_folder, write_atomically
 from forge_orchestration.runtimes import catalog, retention, seal
 from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime, RuntimeDefinition
+from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings
 
 SelfTest = Callable[[RuntimeDefinition, ResolvedRuntime], None]
@@ -45,7 +46,7 @@ def build(
     folder = catalog.build_folder(definition, settings)
     with _locked(catalog.building_lock(name, settings), say):
         _remove_leftovers(settings.runtimes_dir / ".building", name)
-        if not force and (there := catalog.load_build(folder)) is not None and not seal.compare(folder, full=False):
+        if not force and (there := _whole_build(folder)) is not None:
             return there
         aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=settings.runtimes_dir / ".building"))
         try:
@@ -56,6 +57,15 @@ def build(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return runtime
+
+
+def _whole_build(folder: Path) -> Runtime | None:
+    """The build in `folder`, if there is one and its files are as sealed."""
+    try:
+        build = catalog.load_build(folder)
+        return build if build is not None and not seal.compare(folder, full=False) else None
+    except RuntimeCatalogError:  # it cannot be read: it is built anew
+        return None
 
 
 def check_python(definition: RuntimeDefinition) -> None:
@@ -118,7 +128,9 @@ def _move_into_place(aside: Path, folder: Path, settings: Settings) -> None:
     os.chmod(aside, 0o700)
     if folder.exists():
         retention.retire(folder, settings)
+    linux.sync_file_system(aside)  # else a loss of power could leave files in place that are empty
     os.rename(aside, folder)
+    sync_folder(folder.parent)
     with contextlib.suppress(RuntimeCatalogError):  # what stays is removed by the next build, or by `forge runtimes gc`
         retention.remove_unused(settings)
 

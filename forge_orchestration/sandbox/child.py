@@ -131,6 +131,12 @@ class Child:
             return self._given_up()
         return SandboxError("bubblewrap was killed.") if os.WIFSIGNALED(status) else None
 
+    def given_up_or(self, error: Exception) -> Exception:
+        """What bubblewrap says if it has given up, and so has led to `error`; else that."""
+        if self.released_at or self._killed or not select.select([self.keeper], [], [], _LAST_WORDS_S)[0]:
+            return error
+        return self.reap_keeper() or error
+
     def kill(self) -> None:
         """Begin to end bubblewrap, and with it every process and mount of the sandbox."""
         self._killed = True

@@ -124,6 +124,15 @@ def mount_idmapped(source: int, target: Path, namespace: int) -> None:
         os.close(tree)
 
 
+def sync_file_system(folder: Path) -> None:
+    """Have all that was written to the file system of `folder` on its disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(fd), "syncfs", str(folder))
+    finally:
+        os.close(fd)
+
+
 def attach_loop_device(image_fd: int) -> tuple[str, int]:
     """Attach an open image to a free loop device that detaches itself when its last user is gone.
 

@@ -153,7 +153,10 @@ class Supervisor:
                     )
             self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
             self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
-            self._watch(child, identity, group, workspace)
+            try:
+                self._watch(child, identity, group, workspace)
+            except (SandboxError, OSError) as error:
+                raise child.given_up_or(error) from error
             ended = time.monotonic()
             full = workspace.is_full(at_the_end=True) or self._scratch_full
             child.kill()  # its end takes a moment, in which ours goes on

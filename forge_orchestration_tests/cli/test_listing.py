@@ -255,6 +255,15 @@ class TestRuntimesThatAreNotAsTheyShouldBe:
         assert forge("exec", *SMALL, "--", "true").returncode == 0
         assert not (forge.home / "runtimes/.retired").exists() or not any((forge.home / "runtimes/.retired").iterdir())
 
+    def test_a_description_that_is_torn_is_told_and_built_anew(self, other_forge: Forge) -> None:
+        """As a loss of power left it before builds were written out."""
+        forge = other_forge
+        prefix = json.loads(forge("runtimes", "show", "forge-python", "--json").stdout)["prefix"]
+        Path(prefix).with_name("runtime.json").write_bytes(b"")
+        sentence(forge("exec", *SMALL, "--", "true"), 4, "runtime.json cannot be read")
+        assert forge("runtimes", "build", "forge-python").returncode == 0
+        assert forge("exec", *SMALL, "--", "true").returncode == 0
+
     def test_quarantined_and_released(self, other_forge: Forge) -> None:
         forge = other_forge
         assert "quarantined" in forge("runtimes", "quarantine", "forge-python", "--reason", "wrong numbers").stdout

@@ -7,12 +7,13 @@ import os
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors import recovery
-from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time, recover_meanwhile
+from forge_orchestration.executors.recovery import TRIAL, Reconciled, Recovery, one_at_a_time, recover_meanwhile
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox import identity, linux
@@ -173,3 +174,12 @@ def test_which_controllers_live() -> None:
     assert recovery.controller_lives(ALIVE)
     assert not recovery.controller_lives((ALIVE[0], 1))
     assert not recovery.controller_lives(None)
+
+
+def test_a_trial_that_was_cut_short_is_removed_and_no_execution(store: Store, settings: Settings, site: CgroupSite) -> None:
+    folder = begun(store, settings, DEAD)
+    folder.write_record(msgspec.structs.replace(folder.read_record(), analysis=TRIAL))
+    looked = Recovery(store, settings, site)
+    looked.recover(looked.find())
+    assert looked.report.removed == [f"trial {folder.id}"] and looked.report.closed == looked.report.problems == []
+    assert not folder.path.exists() and store.list(limit=10) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import HostError
+from forge_orchestration.executions.store import Store
 from forge_orchestration.health import checks
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings, load_settings
@@ -57,3 +58,13 @@ def test_this_host(home: Settings) -> None:
         results
     )
     assert [result.finding for result in results.values() if not result.passed and result.severity == "error"] == []
+    assert {"filesystem", "memory_limit", "keyring", "scratch_limit"} <= set(results)
+    # the trial leaves nothing, nor does one that cannot be made
+    assert list(home.executions_dir.iterdir()) == [] and Store(home.store_path).list(limit=10) == []
+
+
+def test_a_trial_that_fails_is_told_and_leaves_nothing(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge_orchestration.sandbox.view.system_view", lambda: (("/nonexistent",), {}))
+    (line,) = checks._protections(home, "")
+    assert (line.name, line.passed, line.severity) == ("trial", False, "error") and "/nonexistent" in line.finding
+    assert list(home.executions_dir.iterdir()) == [] and Store(home.store_path).list(limit=10) == []
