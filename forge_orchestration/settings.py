@@ -97,6 +97,25 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     writes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class RuntimeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which runtime analyses run in that name none themselves: those of `group`, or with `tag`, or both where both are given."""
+
+    runtime: str
+    group: str = ""
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.group and not self.tag:
+            raise ValueError(f"the rule for runtime '{self.runtime}' needs a group or a tag")
+
+    def __str__(self) -> str:
+        return " and ".join(f"{name} {value}" for name, value in (("group", self.group), ("tag", self.tag)) if value)
+
+    def picks(self, group: str, tags: tuple[str, ...]) -> bool:
+        """Whether the rule is for an analysis of this group with these tags."""
+        return self.group in ("", group) and (not self.tag or self.tag in tags)
+
+
 @compiled
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one deployment. `docs/settings.md` lists them with their keys."""
@@ -108,7 +127,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_input_roots: tuple[Path, ...] = ()
     analysis_folders: tuple[Path, ...] = ()
     runtime_folders: tuple[Path, ...] = ()
-    runtime_max_age_s: float = 60.0
+    runtime_rules: tuple[RuntimeRule, ...] = ()
+    verify_max_age_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     protected_databases: dict[str, str] = {}
     identity: IdentitySettings = IdentitySettings()
     cgroup: CgroupSettings = CgroupSettings()
@@ -180,7 +200,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 
 _KEYS = (
-    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_max_age_s", "protected_databases",
+    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "verify_max_age_s", "protected_databases",
     "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation",
 )  # fmt: skip
 

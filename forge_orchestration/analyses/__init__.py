@@ -60,11 +60,11 @@ def load_definition(name: str, settings: Settings) -> AnalysisDefinition:
         SpecError: There is none, or its `analysis.yaml` is wrong.
     """
     if "/" in name or name in (".", ".."):
-        return read_definition(Path(name))
+        return with_rules(read_definition(Path(name)), settings)
     folders = analysis_folders(settings)
     if name not in folders:
         raise SpecError(f"There is no analysis '{name[:80]}'.", f"The analyses are: {', '.join(sorted(folders))}.")
-    return read_definition(folders[name])
+    return with_rules(read_definition(folders[name]), settings)
 
 
 def load_definitions(settings: Settings) -> dict[str, AnalysisDefinition]:
@@ -73,7 +73,7 @@ def load_definitions(settings: Settings) -> dict[str, AnalysisDefinition]:
     Raises:
         SpecError: One of them is wrong.
     """
-    return {name: read_definition(folder) for name, folder in analysis_folders(settings).items()}
+    return {name: with_rules(read_definition(folder), settings) for name, folder in analysis_folders(settings).items()}
 
 
 def read_definition(folder: Path) -> AnalysisDefinition:
@@ -88,10 +88,12 @@ def read_definition(folder: Path) -> AnalysisDefinition:
         raw = _load_yaml(path)
         if not isinstance(raw, dict):
             raise ValueError("it must be a mapping of keys")
-        for key in ("name", "folder"):  # not a person's to write
+        for key in ("name", "folder", "runtime_chosen_by"):  # not a person's to write
             if key in raw:
                 raise ValueError(f"Object contains unknown field `{key}`")
-        definition = msgspec.convert(raw | {"name": folder.name, "folder": str(folder)}, AnalysisDefinition)
+        chosen_by = "analysis" if "runtime" in raw else "default"
+        own = {"name": folder.name, "folder": str(folder), "runtime_chosen_by": chosen_by}
+        definition = msgspec.convert(raw | own, AnalysisDefinition)
     except FileNotFoundError:
         raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
@@ -101,6 +103,16 @@ def read_definition(folder: Path) -> AnalysisDefinition:
             f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first."
         )
     _check(definition, path)
+    return definition
+
+
+def with_rules(definition: AnalysisDefinition, settings: Settings) -> AnalysisDefinition:
+    """The definition with its runtime: its own, or that of the first rule of the settings that picks it."""
+    if definition.runtime_chosen_by != "default":
+        return definition
+    for rule in settings.runtime_rules:
+        if rule.picks(definition.group, definition.tags):
+            return msgspec.structs.replace(definition, runtime=rule.runtime, runtime_chosen_by=f"rule: {rule}")
     return definition
 
 
@@ -208,7 +220,7 @@ def spec_from_definition(
         RuntimeCatalogError: The runtime is unknown.
     """
     chosen = {
-        "runtime": asked_by if runtime is not None else "analysis",
+        "runtime": asked_by if runtime is not None else definition.runtime_chosen_by,
         "executor": asked_by if executor is not None else "analysis",
     }
     runtime = runtime or definition.runtime
@@ -242,6 +254,8 @@ def spec_from_definition(
         name=definition.name,
         command=tuple(_inside(word, definition.folder) for word in definition.command),
         folder=definition.folder,
+        group=definition.group,
+        tags=definition.tags,
         runtime=runtime,
         executor=executor or definition.executor,
         inputs=sources,

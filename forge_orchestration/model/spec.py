@@ -10,6 +10,7 @@ from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 
 ParamValue = bool | int | float | str
+DEFAULT_RUNTIME = "forge-python"
 
 
 class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,14 +33,19 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 @compiled
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's."""
+    """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
+
+    `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`.
+    """
 
     name: str
     folder: str
     command: tuple[str, ...]
     description: str = ""
     group: str = "default"
-    runtime: str = "forge-python"
+    tags: tuple[str, ...] = ()
+    runtime: str = DEFAULT_RUNTIME
+    runtime_chosen_by: str = "analysis"
     executor: str = "local"
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
@@ -60,14 +66,18 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         folder: The analysis' own files, absolute; None for a bare command.
         inputs: Path (or `package://…`) on the host by input name.
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
+        group: Group of the analysis and, beside it, its tags: what a deployment's settings may pick it by.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
-        chosen_by: Who decided `runtime`, `executor` …: `default`, `analysis`, `op config`, `command line`, `caller`.
+        chosen_by: Who decided `runtime`, `executor` …: `default`, `rule: …` of the settings, `analysis`, `op config`,
+            `command line`, `caller`.
     """
 
     name: str
     command: tuple[str, ...]
     folder: str | None = None
-    runtime: str = "forge-python"
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    runtime: str = DEFAULT_RUNTIME
     executor: str = "local"
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}

@@ -39,7 +39,7 @@ def analysis_asset(
         group=definition.group,
         description=_description(definition, limits_as_written(limits)),
         kinds={"forge", _safe(definition.command[0].rsplit("/", 1)[-1])},
-        tags={"forge/runtime": definition.runtime},
+        tags={"forge/runtime": definition.runtime} | {_safe(tag): "" for tag in definition.tags},
         schema=schema,
     )
 
@@ -82,7 +82,7 @@ def usable_name(name: str, taken: Collection[str]) -> str:
 
 
 def _safe(name: str) -> str:
-    """A name that Dagster accepts for a group or a kind."""
+    """A name that Dagster accepts for a group, a kind or a tag."""
     return re.sub(r"\W", "_", name, flags=re.ASCII)[:60] or "default"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from forge_orchestration.analyses import analysis_folders, read_definition
+from forge_orchestration.analyses import analysis_folders, read_definition, with_rules
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
@@ -45,7 +45,7 @@ def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequ
     for name, folder in folders.items():
         try:
             _check_name(name, folders)
-            assets.append(analysis_asset(read_definition(folder), settings, runtimes, executor_names()))
+            assets.append(analysis_asset(with_rules(read_definition(folder), settings), settings, runtimes, executor_names()))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
             _log.warning("An analysis cannot be used: %s", told)

@@ -167,7 +167,7 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
         raise RuntimeCatalogError(
             f"Runtime '{name}' is quarantined: {why}.", f"Release it: forge runtimes quarantine --release {name}"
         )
-    verdict = seal.quick_verdict(folder, settings.runtime_max_age_s)
+    verdict = seal.quick_verdict(folder, settings.verify_max_age_s)
     full = seal.full_verdict(folder)
     if findings := verdict.findings or (full.findings if full else []):
         raise RuntimeCatalogError(

@@ -39,7 +39,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             allowed_input_roots = ["/a", "~/b"]
             analysis_folders = ["/c"]
             runtime_folders = ["/d/../e"]
-            runtime_max_age_s = 5
+            verify_max_age_s = 5
             [defaults]
             memory = "1GiB"
             [maximum]
@@ -77,7 +77,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (settings.maximum.cpus, settings.maximum.scratch_bytes) == (1.5, 100 * 2**30), "nobody may ask for more than there is"
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
-    assert settings.supervision.on_controller_loss == "continue" and settings.runtime_max_age_s == 5
+    assert settings.supervision.on_controller_loss == "continue" and settings.verify_max_age_s == 5
 
 
 def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("capacity = 5", "capacity"), ("[capacity]\nwall_time = 5", "wall_time"), ("[capacity]\nmemory = 'lots'", "memory"),
         ("[capacity]\nexecutions = 0", "executions"), ("[capacity]\nexecutions = 1.5", "executions"), ("[capacity]\npids = 0", "pids"),
         ("allowed_input_roots = '/data'", "allowed_input_roots"), ("allowed_input_roots = [5]", "allowed_input_roots"),
-        ("analysis_folders = {}", "analysis_folders"), ("runtime_max_age_s = 'long'", "runtime_max_age_s"),
+        ("analysis_folders = {}", "analysis_folders"), ("verify_max_age_s = 'long'", "verify_max_age_s"),
         ("[identity]\nfirst = 5", "first"), ("[identity]\ncount = 'x'", "count"), ("identity = 5", "identity"),
         ("[cgroup]\nparent = 5", "parent"), ("[messages]\nmax_count = 1.5", "max_count"), ("[outputs]\nmax_files = true", "max_files"),
         ("[supervision]\non_controller_loss = 'ignore'", "on_controller_loss"), ("[supervision]\npoll_s = 'x'", "poll_s"),
@@ -139,10 +139,10 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_edit_is_seen_by_the_same_process(tmp_path: Path) -> None:
-    assert load_settings(write(tmp_path, "runtime_max_age_s = 5")).runtime_max_age_s == 5
-    assert load_settings(write(tmp_path, "runtime_max_age_s = 17")).runtime_max_age_s == 17
+    assert load_settings(write(tmp_path, "verify_max_age_s = 5")).verify_max_age_s == 5
+    assert load_settings(write(tmp_path, "verify_max_age_s = 17")).verify_max_age_s == 17
     (tmp_path / "settings.toml").unlink()
-    assert load_settings(tmp_path).runtime_max_age_s == 60
+    assert load_settings(tmp_path).verify_max_age_s == 60
 
 
 def test_where_forge_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,3 +174,9 @@ def test_a_file_in_its_place_is_a_sentence(tmp_path: Path) -> None:
         make_home(load_settings(tmp_path / "file"))
     with pytest.raises(SpecError, match="FORGE_HOME"):
         make_home(load_settings(tmp_path / "file" / "beneath"))
+
+
+@pytest.mark.parametrize("text", ['runtime = "x"', 'group = "x"', 'runtime = "x"\ntag = "t"\ncolour = "red"'])
+def test_a_rule_that_picks_nothing_or_holds_an_unknown_key(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError, match=r"runtime_rules"):
+        load_settings(write(tmp_path, f"[[runtime_rules]]\n{text}"))

@@ -19,7 +19,7 @@ from forge_orchestration.analyses import (
 )  # fmt: skip
 from forge_orchestration.errors import RuntimeCatalogError, SpecError
 from forge_orchestration.model.spec import AnalysisDefinition, Param
-from forge_orchestration.settings import Settings
+from forge_orchestration.settings import RuntimeRule, Settings
 
 FULL = """
 description: Counts things
@@ -67,6 +67,23 @@ def test_everything_that_can_be_written(folder: Path) -> None:
 def test_a_command_is_all_that_is_needed(folder: Path) -> None:
     definition = read_definition(write(folder, "command: [sh, -c, 'true']"))
     assert (definition.runtime, definition.executor, definition.outputs) == ("forge-python", "local", {})
+
+
+def test_a_rule_of_the_settings_picks_the_runtime_where_the_analysis_names_none(folder: Path, settings: Settings) -> None:
+    rules = (
+        RuntimeRule(runtime="first", group="other"),
+        RuntimeRule(runtime="second", tag="wide"),
+        RuntimeRule(runtime="third", group="test"),
+    )
+    settings = msgspec.structs.replace(settings, runtime_rules=rules)
+    tagged = load_definition(str(write(folder, "command: [x]\ntags: [deep, wide]")), settings)
+    assert (tagged.runtime, tagged.runtime_chosen_by) == ("second", "rule: tag wide")
+    grouped = load_definition(str(write(folder, "command: [x]\ngroup: test")), settings)
+    assert (grouped.runtime, grouped.runtime_chosen_by) == ("third", "rule: group test")
+    named = load_definition(str(write(folder, FULL)), settings)
+    assert (named.runtime, named.runtime_chosen_by) == (read_definition(folder).runtime, "analysis")
+    neither = load_definition(str(write(folder, "command: [x]")), settings)
+    assert (neither.runtime, neither.runtime_chosen_by) == ("forge-python", "default")
 
 
 def test_those_that_ship(settings: Settings) -> None:
