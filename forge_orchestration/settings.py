@@ -149,6 +149,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "runtimes"
 
     @property
+    def definitions_dir(self) -> Path:
+        """Runtimes that `forge runtimes add` has defined, a folder each."""
+        return self.home / "definitions"
+
+    @property
     def scratch_dir(self) -> Path:
         """Workspaces of executions that run now, and formatted images that wait for one."""
         return self.home / "scratch"

@@ -145,6 +145,27 @@ def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
     show.add_argument("runtime", metavar="R")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(command=_lazily("runtimes", "show_runtime"))
+    add = actions.add_parser(
+        "add", help="define a runtime from a lock, from what can be locked, or from an environment that is there",
+        description="Define a runtime. SOURCE is a lock (requirements.txt with hashes, pylock.toml, conda-lock.yml, pixi.lock, an "
+        "explicit list), what is locked now (requirements.txt without hashes, environment.yml), or the folder of a conda environment, "
+        "which is used where it is.",
+    )  # fmt: skip
+    add.add_argument("runtime", metavar="NAME")
+    add.add_argument("source", nargs="?", metavar="SOURCE")
+    add.add_argument(
+        "--packages", nargs="+", default=[], metavar="P", help="instead: packages of the distribution, as installed here"
+    )
+    add.add_argument(
+        "--import", dest="modules", nargs="+", default=[], metavar="M", help="Python modules that its self-test imports"
+    )
+    add.add_argument("--description", default="", metavar="TEXT")
+    add.add_argument("--replace", action="store_true", help="replace a definition that was added so before")
+    add.set_defaults(command=_lazily("runtimes", "add_runtime"))
+    diff = actions.add_parser("diff", help="what differs between two runtimes, or two builds of one: packages and files")
+    diff.add_argument("runtimes", nargs=2, metavar="R", help="NAME or NAME@BUILD")
+    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.set_defaults(command=_lazily("runtimes", "diff_runtimes"))
     build = actions.add_parser("build", help="build runtimes from their locks")
     build.add_argument("runtimes", nargs="+", metavar="R")
     build.add_argument("--force", action="store_true", help="build anew even if it is there and whole")

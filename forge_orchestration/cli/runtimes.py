@@ -1,18 +1,19 @@
-"""`forge runtimes list|show|build|verify|repair|quarantine`."""
+"""`forge runtimes add|list|show|build|verify|repair|quarantine|diff|gc`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import msgspec
 
 from forge_orchestration.cli.show import print_table
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import RuntimeCatalogError
+from forge_orchestration.errors import RuntimeCatalogError, SpecError
 from forge_orchestration.executions.folder import write_atomically
-from forge_orchestration.runtimes import catalog, retention
+from forge_orchestration.runtimes import catalog, retention, seal
 from forge_orchestration.settings import Settings, load_settings, make_home
 from forge_orchestration.units import format_bytes
 
@@ -32,48 +33,99 @@ def show_runtime(arguments: argparse.Namespace) -> int:
     """One runtime: definition, build, packages, and what is wrong with it."""
     settings = load_settings()
     definition = catalog.load_definition(arguments.runtime, settings)
-    folder = catalog.build_folder(definition, settings)
+    folder = catalog.chosen_folder(arguments.runtime, definition, settings)
     build = catalog.load_build(folder)
-    state, findings = catalog.state(definition.name, settings)
+    state, findings = catalog.state(arguments.runtime, settings)
     shown = {
         "name": definition.name, "state": state, "findings": findings, "description": definition.description, "kind": definition.kind,
-        "definition": definition.folder, "prefix": str(folder / "prefix") if build else None,
+        "definition": definition.folder, "prefix": str(catalog.tree(build, folder).prefix) if build else None,
+        "builds": catalog.build_ids(definition.name, settings),
         "build": msgspec.to_builtins(build) if build else None,
     }  # fmt: skip
     if arguments.json:
         print(json.dumps(shown, indent=2))
         return 0
     for name, value in shown.items():
-        if name not in ("build", "findings"):
+        if name not in ("build", "builds", "findings"):
             print(f"{name:<16} {value if value is not None else '-'}")
     for finding in findings:
         print(f"{'finding':<16} {finding}")
+    others = [one for one in catalog.build_ids(definition.name, settings) if build is None or one != build.build]
     if build:
-        print(
-            f"{'content digest':<16} {build.content_digest}\n{'seal digest':<16} {build.seal_digest}\n{'python':<16} {build.python}"
-        )
+        print(f"{'build':<16} {build.build}" + (f" (others: {', '.join(others)})" if others else ""))
+        print(f"{'content digest':<16} {build.content_digest}\n{'seal digest':<16} {build.seal_digest}")
+        print(f"{'python':<16} {build.python or '-'}")
+        for variable, value in build.activation.items():
+            print(f"{'variable':<16} {variable}={value}")
         print(f"{'size':<16} {format_bytes(build.bytes)} in {build.files} files, built in {build.build_s:.1f} s")
         print("packages         " + (", ".join(f"{name} {version}" for name, version in build.packages.items()) or "none"))
     return 0
 
 
+def add_runtime(arguments: argparse.Namespace) -> int:
+    """Define a runtime, locking what is not locked."""
+    from forge_orchestration.runtimes.defining import define
+
+    if (arguments.source is None) == (not arguments.packages):
+        raise SpecError(
+            "A runtime is made of a source or of packages.",
+            "forge runtimes add NAME SOURCE, or forge runtimes add NAME --packages P",
+        )
+    settings = load_settings()
+    make_home(settings)
+    source = Path(arguments.source) if arguments.source is not None else None
+    made = define(
+        arguments.runtime, settings, source=source, packages=arguments.packages, modules=arguments.modules,
+        description=arguments.description, replace=arguments.replace,
+    )  # fmt: skip
+    print(
+        f"{made.name}: defined ({made.kind}, {made.lock_path if made.lock else made.prefix}); next: forge runtimes build {made.name}"
+    )
+    return 0
+
+
+def diff_runtimes(arguments: argparse.Namespace) -> int:
+    """What differs between two builds."""
+    settings = load_settings()
+    first, second = (_build(name, settings) for name in arguments.runtimes)
+    rows = []
+    for name in sorted({*first[0].packages, *second[0].packages}):
+        one, other = first[0].packages.get(name), second[0].packages.get(name)
+        if one != other:
+            rows.append({"package": name, arguments.runtimes[0]: one, arguments.runtimes[1]: other})
+    files = seal.changed(first[1], second[1])
+    if arguments.json:
+        same = first[0].content_digest == second[0].content_digest
+        print(json.dumps({"same_content": same, "packages": rows, "files": files}, indent=2))
+        return 0
+    if first[0].content_digest == second[0].content_digest:
+        print(f"The same content: {first[0].content_digest}")
+        return 0
+    if rows:
+        print_table(rows)
+    print(f"{len(files)} files differ" + (f", {files[0]} among them" if files else ""))
+    return 0
+
+
+def _build(name: str, settings: Settings) -> tuple[catalog.Runtime, list[seal.Entry]]:
+    folder = catalog.chosen_folder(name, catalog.load_definition(name, settings), settings)
+    build = catalog.load_build(folder)
+    if build is None:
+        raise RuntimeCatalogError(f"Runtime '{name}' is not built.", f"Build it: forge runtimes build {name}")
+    return build, seal.load(folder)
+
+
 def build_runtimes(arguments: argparse.Namespace) -> int:
     """Build runtimes, one after the other; what is there and whole is reused."""
-    from forge_orchestration.operations.self_test import sandboxed_self_test
-    from forge_orchestration.runtimes.venv import build
+    from forge_orchestration.operations.self_test import InSandbox
+    from forge_orchestration.runtimes.building import build
 
     settings = load_settings()
     for name in arguments.runtimes:  # all names are known before the first is built
         catalog.load_definition(name, settings)
     engine = Engine(settings)
     for name in arguments.runtimes:
-        made = build(
-            name,
-            settings,
-            sandboxed_self_test(engine),
-            force=arguments.force,
-            say=_say,
-        )
+        made = build(name, settings, InSandbox(engine), force=arguments.force, say=_say)
         print(
             f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
             flush=True,
@@ -113,15 +165,15 @@ def quarantine_runtime(arguments: argparse.Namespace) -> int:
     """Keep a build from being used, or release it."""
     settings = load_settings()
     definition = catalog.load_definition(arguments.runtime, settings)
-    folder = catalog.build_folder(definition, settings)
+    folder = catalog.chosen_folder(arguments.runtime, definition, settings)
     if catalog.load_build(folder) is None:
         raise RuntimeCatalogError(f"Runtime '{definition.name}' is not built.", f"Build it: forge runtimes build {definition.name}")
     if arguments.release:
         (folder / "quarantine").unlink(missing_ok=True)
     else:
         write_atomically(folder / "quarantine", (arguments.reason.strip() + "\n").encode())
-    state, findings = catalog.state(definition.name, settings)
-    print(f"{definition.name}: {state}" + (f" ({findings[0]})" if findings else ""))
+    state, findings = catalog.state(arguments.runtime, settings)
+    print(f"{arguments.runtime}: {state}" + (f" ({findings[0]})" if findings else ""))
     return 0
 
 
@@ -149,6 +201,7 @@ def _row(name: str, settings: Settings) -> dict[str, object]:
     except RuntimeCatalogError as error:
         return {
             "runtime": name,
+            "kind": None,
             "state": "unhealthy",
             "python": None,
             "packages": None,
@@ -156,6 +209,6 @@ def _row(name: str, settings: Settings) -> dict[str, object]:
             "description": error.message,
         }
     return {
-        "runtime": name, "state": state, "python": build.python if build else None, "packages": len(build.packages) if build else None,
+        "runtime": name, "kind": definition.kind, "state": state, "python": (build.python or None) if build else None, "packages": len(build.packages) if build else None,
         "content": build.content_digest[:12] if build else None, "description": definition.description,
     }  # fmt: skip

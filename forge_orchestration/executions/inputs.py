@@ -57,12 +57,12 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
-def resolve_input(name: str, source: str, settings: Settings, site_packages: Path, cache: DigestCache) -> ResolvedInput:
+def resolve_input(name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache) -> ResolvedInput:
     """Check one input and compute its digest.
 
     Args:
         source: A path, or `package://NAME/PATH` for a file in the runtime.
-        site_packages: Where the runtime's packages lie.
+        site_packages: Where the runtime's packages lie; None if it has none of Python's.
 
     Raises:
         SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
@@ -71,7 +71,9 @@ def resolve_input(name: str, source: str, settings: Settings, site_packages: Pat
     if not source or "\0" in source:
         raise SpecError(f"Input '{name}' has no path.", "Write it as NAME=PATH.")
     in_package = source.startswith(_PACKAGE)
-    if in_package:
+    if in_package and site_packages is None:
+        raise SpecError(f"Input '{name}' ({source}) cannot be had: the runtime has no Python packages.", "Name a path.")
+    if in_package and site_packages is not None:
         path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
         roots: tuple[Path, ...] = (Path(os.path.realpath(site_packages)),)
         where = "the runtime's packages"

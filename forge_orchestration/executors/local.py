@@ -110,7 +110,7 @@ class LocalExecutor(AnalysisExecutor):
     name = "local"
     capabilities = ExecutorCapabilities(
         limits=frozenset({"memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files"}),
-        runtime_kinds=frozenset({"venv"}),
+        runtime_kinds=frozenset({"venv", "conda", "system"}),
         reattach=True,
     )
     _spawners: dict[Hello, _Spawner] = {}
@@ -225,8 +225,7 @@ class LocalExecutor(AnalysisExecutor):
 
     def _plan(self, spec: AnalysisSpec, execution: PreparedExecution, spawner: _Spawner) -> LaunchPlan:
         settings, runtime, folder = self._settings, execution.runtime, execution.folder
-        binds = [_bind(str(runtime.prefix), view.RUNTIME)]
-        binds += [_bind(str(path), str(path)) for path in runtime.extra_mounts]
+        binds = [_bind(str(path), target) for target, path in runtime.mounts.items()]
         if folder.analysis.is_dir():
             binds.append(_bind(str(folder.analysis), view.ANALYSIS))
         binds += [

@@ -21,6 +21,7 @@ from forge_orchestration.model.record import ExecutionRecord, Isolation, LogFact
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime
 from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.view import RUNTIME
 from forge_orchestration.settings import Settings, make_home
 
 _TIMEOUT_S = 60.0
@@ -81,9 +82,9 @@ def _record(spec: AnalysisSpec, folder: ExecutionFolder) -> ExecutionRecord:
 def _no_runtime(nothing: Path) -> ResolvedRuntime:
     nothing.chmod(0o755)
     runtime = Runtime(
-        name=TRIAL, kind="none", build="", content_digest="", seal_digest="", python="", base_prefix="", packages={},
+        name=TRIAL, kind="none", build="", content_digest="", seal_digest="", python="", packages={},
         built_at=0.0, build_s=0.0, bytes=0, files=0,
     )  # fmt: skip
     return ResolvedRuntime(
-        runtime=runtime, prefix=nothing, extra_mounts=(), activation={}, site_packages=nothing, verified_at=time.time()
+        runtime=runtime, prefix=nothing, mounts={RUNTIME: nothing}, activation={}, site_packages=None, verified_at=time.time()
     )

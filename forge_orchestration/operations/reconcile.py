@@ -12,7 +12,7 @@ from pathlib import Path
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import HostError
 from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time
-from forge_orchestration.runtimes.venv import unfinished_builds
+from forge_orchestration.runtimes.building import unfinished_builds
 from forge_orchestration.sandbox.cgroups.find import find_site
 from forge_orchestration.sandbox.scratch import UNFINISHED
 

@@ -13,7 +13,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.logs import tail
 from forge_orchestration.operations.self_test import missing_libraries, run_self_test
-from forge_orchestration.runtimes import catalog, packages, seal
+from forge_orchestration.runtimes import building, catalog, seal
 
 
 class Verification(msgspec.Struct, kw_only=True):
@@ -41,19 +41,19 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
     """
     settings = engine.settings
     definition = catalog.load_definition(name, settings)
-    folder = catalog.build_folder(definition, settings)
+    folder = catalog.chosen_folder(name, definition, settings)
     build = catalog.load_build(folder)
     if build is None:
         raise RuntimeCatalogError(f"Runtime '{name}' is not built.", f"Build it: forge runtimes build {name}")
     started = time.monotonic()
     if full:
         say(f"{name}: reading {build.files} files")
-        prefix = folder / "prefix"
-        entries = seal.read(prefix)
-        findings = seal.differences(folder, entries, full=True)
-        findings += packages.findings(prefix, build.python, {entry.path: entry for entry in entries})
+        tree = catalog.tree(build, folder)
+        entries = seal.read(folder, tree)
+        findings = seal.differences(folder, tree, entries)
+        findings += building.package_findings(build, tree.prefix, {entry.path: entry for entry in entries})
         say(f"{name}: running it inside the sandbox")
-        runtime = catalog.resolved(build, prefix, time.time(), definition.limits)
+        runtime = catalog.resolved(build, folder, time.time(), definition.limits)
         findings += [
             f"{one} is needed by a library, and is not there" for one in missing_libraries(engine, runtime) - _known(folder)
         ]
@@ -63,7 +63,7 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
             findings.append(f"its self-test fails: {record.message} {said[-1] if said else ''}".strip())
         seal.keep_full_verdict(folder, findings)
     else:
-        findings = seal.quick_verdict(folder, 0).findings
+        findings = seal.quick_verdict(folder, catalog.tree(build, folder), 0).findings
     state, known = catalog.state(name, settings)
     return Verification(
         runtime=name, state=state, tier="full" if full else "quick", findings=findings or known, files=build.files,

@@ -1,7 +1,8 @@
 """The catalog: which runtimes are defined, which are built, and what an execution needs to use one.
 
+FORGE_HOME/definitions/<name>/          what `forge runtimes add` has written: runtime.toml and its lock
 FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock and the interpreter
-  prefix/          the environment, mounted at /forge/runtime
+  prefix/          the environment, mounted at /forge/runtime; an adopted one and the host's programs stay where they are
   runtime.json     what it is; written before the folder is moved into place
   seal.json        every file of it
 """
@@ -22,9 +23,11 @@ import msgspec
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.runtimes import seal
+from forge_orchestration.sandbox.view import RUNTIME
 from forge_orchestration.settings import Settings
 
 SHIPPED = Path(__file__).parent / "definitions"
+RuntimeKind = Literal["venv", "conda", "system"]
 RuntimeState = Literal["ready", "building", "unhealthy", "quarantined", "missing"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -34,16 +37,19 @@ class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """One `runtime.toml`.
 
     Attributes:
-        lock: Hashed requirements, relative to `folder`.
-        python: Versions of Python that the lock holds for, such as `>=3.11,<3.14`.
+        lock: What it is made of, relative to `folder`: hashed requirements or a `pylock.toml` (`venv`), a `conda-lock.yml`, a
+            `pixi.lock` or an explicit list (`conda`), packages of the distribution by version (`system`).
+        prefix: Of kind `conda`, instead of a lock: an environment that is there already, and is used in place.
+        python: Versions of Python that the lock holds for, such as `>=3.11,<3.14`; for kind `venv`.
         self_test: Command that must exit 0 inside the sandbox before the runtime may be used; relative to `folder`.
         limits: Limits for executions in this runtime that do not name their own.
     """
 
     name: str
     folder: str
-    kind: Literal["venv"]
-    lock: str
+    kind: RuntimeKind
+    lock: str = ""
+    prefix: str = ""
     description: str = ""
     python: str = ">=3.11,<3.14"
     self_test: tuple[str, ...] = ()
@@ -56,7 +62,16 @@ class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @compiled
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
-    """One build, as `runtime.json` holds it."""
+    """One build, as `runtime.json` holds it.
+
+    Attributes:
+        python: Version of its Python; empty if it has none.
+        base_prefix: Where the interpreter of a `venv` is installed; else empty.
+        prefix: Where its files are, if not beside `runtime.json`.
+        mount: Where they appear in the sandbox; empty if the view of the system shows them anyway.
+        site_packages: Where its Python packages lie, relative to the prefix; empty if it has no Python.
+        activation: The variables that it sets, computed once, inside the sandbox, when it was built.
+    """
 
     name: str
     kind: str
@@ -64,7 +79,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     content_digest: str
     seal_digest: str
     python: str
-    base_prefix: str
+    base_prefix: str = ""
+    prefix: str = ""
+    mount: str = RUNTIME
+    site_packages: str = ""
+    activation: dict[str, str] = {}
     packages: dict[str, str]
     built_at: float
     build_s: float
@@ -76,19 +95,24 @@ class ResolvedRuntime(msgspec.Struct, frozen=True, kw_only=True):
     """A runtime that may be used now.
 
     Attributes:
-        prefix: Folder on the host that is mounted at `/forge/runtime`.
-        extra_mounts: Folders mounted at their own paths (the interpreter's own prefix, where it is not in `/usr`).
+        prefix: Folder on the host that holds it.
+        mounts: Folders of the host by where they appear in the sandbox: the prefix, and the interpreter's own where it is not in `/usr`.
         activation: Environment variables that it sets.
         verified_at: When its files were last compared with its seal, seconds since the epoch.
     """
 
     runtime: Runtime
     prefix: Path
-    extra_mounts: tuple[Path, ...]
+    mounts: dict[str, Path]
     activation: dict[str, str]
-    site_packages: Path
+    site_packages: Path | None
     verified_at: float
     limits: dict[str, Any] = {}
+
+
+def is_name(text: str) -> bool:
+    """Whether a runtime may be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def runtime_names(settings: Settings) -> list[str]:
@@ -97,11 +121,12 @@ def runtime_names(settings: Settings) -> list[str]:
 
 
 def load_definition(name: str, settings: Settings) -> RuntimeDefinition:
-    """The definition called `name`.
+    """The definition called `name`; of `NAME@BUILD`, the definition of `NAME`.
 
     Raises:
         RuntimeCatalogError: There is none, or it cannot be read.
     """
+    name = name.partition("@")[0]
     folders = _definition_folders(settings)
     if name not in folders:
         raise RuntimeCatalogError(f"There is no runtime '{name[:80]}'.", f"The runtimes are: {', '.join(sorted(folders))}.")
@@ -112,7 +137,9 @@ def load_definition(name: str, settings: Settings) -> RuntimeDefinition:
         definition = msgspec.convert(raw | {"name": name, "folder": str(folder)}, RuntimeDefinition)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise RuntimeCatalogError(f"The runtime definition {path} cannot be used: {error}.") from error
-    if not definition.lock_path.is_file():
+    if bool(definition.lock) == bool(definition.prefix) or (definition.prefix and definition.kind != "conda"):
+        raise RuntimeCatalogError(f"The runtime definition {path} needs a lock, or, of kind conda, a prefix instead.")
+    if definition.lock and not definition.lock_path.is_file():
         raise RuntimeCatalogError(f"The runtime definition {path} names the lock {definition.lock}, which is not there.")
     return definition
 
@@ -125,17 +152,49 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def build_id(definition: RuntimeDefinition) -> str:
     """Names the build that `definition` asks for on this interpreter: another lock or another Python is another build."""
-    digest = hashlib.sha256(definition.lock_path.read_bytes())
+    digest = hashlib.sha256(definition.lock_path.read_bytes() if definition.lock else b"")
     for name in ("runtime.toml", *definition.self_test[1:]):
         if (path := Path(definition.folder, name)).is_file():
             digest.update(path.read_bytes())
-    digest.update(f"{sys.version_info[:3]} {sys.base_prefix} layout 2".encode())
+    if definition.kind == "venv":
+        digest.update(f"{sys.version_info[:3]} {sys.base_prefix}".encode())
+    digest.update(b"layout 3")
     return digest.hexdigest()[:16]
 
 
 def build_folder(definition: RuntimeDefinition, settings: Settings) -> Path:
     """Where that build is, or will be."""
     return settings.runtimes_dir / definition.name / build_id(definition)
+
+
+def chosen_folder(name: str, definition: RuntimeDefinition, settings: Settings) -> Path:
+    """Where the build is that `name` asks for: the definition's, or in `NAME@BUILD` the one whose id begins so.
+
+    Raises:
+        RuntimeCatalogError: There is no such build, or more than one.
+    """
+    wanted = name.partition("@")[2]
+    if not wanted:
+        return build_folder(definition, settings)
+    there = build_ids(definition.name, settings)
+    found = [one for one in there if one.startswith(wanted)]
+    if len(found) != 1:
+        many = "more than one build" if found else "no build"
+        raise RuntimeCatalogError(
+            f"Runtime '{definition.name}' has {many} whose id begins with '{wanted[:80]}'.",
+            f"Its builds: {', '.join(there) or 'none'}.",
+        )
+    return settings.runtimes_dir / definition.name / found[0]
+
+
+def build_ids(name: str, settings: Settings) -> list[str]:
+    """Ids of the builds of `name` that are there, of the present lock and of earlier ones."""
+    return sorted(path.parent.name for path in (settings.runtimes_dir / name).glob("*/runtime.json"))
+
+
+def tree(runtime: Runtime, folder: Path) -> seal.Tree:
+    """The files of the build in `folder`."""
+    return seal.Tree(prefix=Path(runtime.prefix or folder / "prefix"), whole=runtime.kind != "system")
 
 
 def load_build(folder: Path) -> Runtime | None:
@@ -159,7 +218,7 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
         RuntimeCatalogError: It is unknown, not built, or not what was sealed; the sentence names the first finding.
     """
     definition = load_definition(name, settings)
-    folder = build_folder(definition, settings)
+    folder = chosen_folder(name, definition, settings)
     runtime = load_build(folder)
     if runtime is None:
         raise RuntimeCatalogError(f"Runtime '{name}' is not built.", f"Build it: forge runtimes build {name}")
@@ -167,13 +226,13 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
         raise RuntimeCatalogError(
             f"Runtime '{name}' is quarantined: {why}.", f"Release it: forge runtimes quarantine --release {name}"
         )
-    verdict = seal.quick_verdict(folder, settings.verify_max_age_s)
+    verdict = seal.quick_verdict(folder, tree(runtime, folder), settings.verify_max_age_s)
     full = seal.full_verdict(folder)
     if findings := verdict.findings or (full.findings if full else []):
         raise RuntimeCatalogError(
             f"Runtime '{name}' is not what was built: {findings[0]}.", f"Repair it: forge runtimes repair {name}"
         )
-    return resolved(runtime, folder / "prefix", verdict.at, definition.limits)
+    return resolved(runtime, folder, verdict.at, definition.limits)
 
 
 def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
@@ -183,12 +242,13 @@ def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
         RuntimeCatalogError: It is unknown.
     """
     definition = load_definition(name, settings)
-    folder = build_folder(definition, settings)
-    if load_build(folder) is None:
+    folder = chosen_folder(name, definition, settings)
+    runtime = load_build(folder)
+    if runtime is None:
         return ("building" if _is_building(name, settings) else "missing"), []
     if why := seal.quarantine(folder):
         return "quarantined", [why]
-    findings = seal.quick_verdict(folder, 0).findings
+    findings = seal.quick_verdict(folder, tree(runtime, folder), 0).findings
     if not findings and (full := seal.full_verdict(folder)) is not None:
         findings = full.findings
     return ("unhealthy" if findings else "ready"), findings
@@ -210,16 +270,18 @@ def _is_building(name: str, settings: Settings) -> bool:
     return False
 
 
-def resolved(runtime: Runtime, prefix: Path, verified_at: float, limits: dict[str, Any]) -> ResolvedRuntime:
-    """What an execution needs of a build whose environment lies at `prefix`."""
-    base = Path(runtime.base_prefix)
-    version = ".".join(runtime.python.split(".")[:2])
+def resolved(runtime: Runtime, folder: Path, verified_at: float, limits: dict[str, Any]) -> ResolvedRuntime:
+    """What an execution needs of the build in `folder`."""
+    prefix = tree(runtime, folder).prefix
+    mounts = {runtime.mount: prefix} if runtime.mount else {}
+    if runtime.base_prefix and not Path(runtime.base_prefix).is_relative_to("/usr"):
+        mounts[runtime.base_prefix] = Path(runtime.base_prefix)
     return ResolvedRuntime(
         runtime=runtime,
         prefix=prefix,
-        extra_mounts=() if base.is_relative_to("/usr") else (base,),
-        activation={"PATH": "/forge/runtime/bin", "VIRTUAL_ENV": "/forge/runtime"},
-        site_packages=prefix / "lib" / f"python{version}" / "site-packages",
+        mounts=mounts,
+        activation=runtime.activation,
+        site_packages=prefix / runtime.site_packages if runtime.site_packages else None,
         verified_at=verified_at,
         limits=limits,
     )
@@ -227,7 +289,8 @@ def resolved(runtime: Runtime, prefix: Path, verified_at: float, limits: dict[st
 
 def _definition_folders(settings: Settings) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for parent in (SHIPPED, *settings.runtime_folders):
+    own = settings.definitions_dir
+    for parent in (SHIPPED, *([own] if own.is_dir() else []), *settings.runtime_folders):
         try:
             children = sorted(parent.iterdir())
         except OSError as error:

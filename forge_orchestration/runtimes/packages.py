@@ -21,9 +21,10 @@ import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from forge_orchestration.runtimes import seal
+from forge_orchestration.runtimes.catalog import Runtime
 from forge_orchestration.runtimes.seal import Entry
 
-RUNTIME = "/forge/runtime"
 _ABI = re.compile(r"\.(cpython-\d+|cp\d+)[-.]")
 _INTERPRETERS = ("/bin/", "/usr/bin/")
 
@@ -38,16 +39,17 @@ class Package(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str] = {}
 
 
-def findings(prefix: Path, python: str, entries: Mapping[str, Entry]) -> list[str]:
+def findings(runtime: Runtime, prefix: Path, entries: Mapping[str, Entry]) -> list[str]:
     """Sentences, each naming a file or a package.
 
     Args:
-        python: Version of the interpreter, `3.11.7`.
+        prefix: Where the files are.
         entries: What is there now, by path, with the digests of the files.
     """
     found: list[str] = []
-    site = f"lib/python{'.'.join(python.split('.')[:2])}/site-packages"
-    packages = list(_python_packages(prefix, site, entries, found)) + list(_conda_packages(prefix, entries, found))
+    python = runtime.python
+    packages = list(_python_packages(prefix, runtime.site_packages, entries, found)) if python else []
+    packages += _conda_packages(prefix, entries, found)
     owners: dict[str, list[str]] = {}
     for package in packages:
         for path in package.files:
@@ -55,9 +57,23 @@ def findings(prefix: Path, python: str, entries: Mapping[str, Entry]) -> list[st
     for package in packages:
         found += _files(package, entries, owners)
         found += _requirements(package, packages, python)
-    found += _scripts(prefix, entries)
-    found += _abi(python, entries)
+    found += _scripts(prefix, runtime.mount, entries)
+    found += _abi(python, entries) if python else ()
     return found
+
+
+def damaged_python_packages(prefix: Path, site: str) -> list[str]:
+    """Names of packages in `site`, relative to `prefix`, with a file that is gone or not what the package says; reads them all."""
+    entries = {entry.path: entry for entry in seal.make(prefix)}
+    found = list(_python_packages(prefix, site, entries, []))
+    return [package.name for package in found if next(_files(package, entries, {path: [] for path in package.files}), None)]
+
+
+def installed(prefix: Path, site: str) -> dict[str, str]:
+    """Version by name of the Python packages in `site`, relative to `prefix`, from their metadata; nothing of them is run."""
+    from importlib.metadata import distributions
+
+    return dict(sorted((one.name, one.version) for one in distributions(path=[str(prefix / site)])))
 
 
 def _python_packages(prefix: Path, site: str, entries: Mapping[str, Entry], found: list[str]) -> Iterator[Package]:
@@ -105,7 +121,7 @@ def _conda_packages(prefix: Path, entries: Mapping[str, Entry], found: list[str]
         try:
             raw: Any = json.loads((prefix / path).read_bytes())
             files = {
-                one["_path"]: one.get("sha256_in_prefix") or ""
+                one["_path"]: one.get("sha256_in_prefix") or ("" if one.get("prefix_placeholder") else one.get("sha256")) or ""
                 for one in raw["paths_data"]["paths"]
                 if one.get("path_type") != "directory"
             }
@@ -148,7 +164,7 @@ def _requirements(package: Package, packages: list[Package], python: str) -> Ite
             yield f"{package.name} {package.version} needs {wanted.name}{wanted.specifier}, and {version} is installed"
 
 
-def _scripts(prefix: Path, entries: Mapping[str, Entry]) -> Iterator[str]:
+def _scripts(prefix: Path, mount: str, entries: Mapping[str, Entry]) -> Iterator[str]:
     """Scripts whose interpreter is neither the host's nor in the environment, as it is seen where it is mounted."""
     for path, entry in entries.items():
         if entry.kind == "f" and os.path.dirname(path) == "bin" and entry.mode & 0o111:
@@ -157,18 +173,18 @@ def _scripts(prefix: Path, entries: Mapping[str, Entry]) -> Iterator[str]:
             if not first.startswith(b"#!") or not (words := first[2:].split()):
                 continue
             interpreter = os.fsdecode(words[0])
-            inside = interpreter.removeprefix(RUNTIME + "/")
+            inside = interpreter.removeprefix(mount + "/")
             if interpreter.startswith(_INTERPRETERS) or (inside != interpreter and inside in entries):
                 continue
             yield f"{path} is a script for {interpreter}, which is not there: the environment was moved"
     for path, entry in entries.items():
-        if entry.kind == "l" and not _leads_somewhere(prefix, path, entry.target, entries):
+        if entry.kind == "l" and not _leads_somewhere(prefix, mount, path, entry.target, entries):
             yield f"{path} is a link to {entry.target}, which is not there"
 
 
-def _leads_somewhere(prefix: Path, path: str, target: str, entries: Mapping[str, Entry]) -> bool:
-    if target.startswith(RUNTIME + "/"):
-        return target.removeprefix(RUNTIME + "/") in entries
+def _leads_somewhere(prefix: Path, mount: str, path: str, target: str, entries: Mapping[str, Entry]) -> bool:
+    if target.startswith(mount + "/"):
+        return target.removeprefix(mount + "/") in entries
     if os.path.isabs(target):
         return os.path.exists(target)
     inside = os.path.normpath(os.path.join(os.path.dirname(path), target))

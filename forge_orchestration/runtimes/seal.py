@@ -6,11 +6,12 @@ that appears later is no finding: Python writes it, and never from inside a sand
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,13 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     inode: int = 0
 
 
+class Tree(msgspec.Struct, frozen=True):
+    """The files of a runtime: all that lies beneath `prefix`, or (not `whole`) those beneath it that the seal lists."""
+
+    prefix: Path
+    whole: bool = True
+
+
 @compiled
 class Verdict(msgspec.Struct, frozen=True):
     """When a comparison was made, and what it found: sentences that each name a file."""
@@ -49,21 +57,25 @@ class Verdict(msgspec.Struct, frozen=True):
     findings: list[str]
 
 
-def make(prefix: Path) -> list[Entry]:
-    """The seal of all that is beneath `prefix`, sorted by path. Reads every file.
+def make(prefix: Path, listed: Iterable[str] | None = None) -> list[Entry]:
+    """The seal of all that is beneath `prefix`, or of what is `listed` there, sorted by path. Reads every file.
 
     Raises:
         RuntimeCatalogError: A file cannot be read.
     """
-    entries = read(prefix)
+    entries = _read(prefix, scan(prefix) if listed is None else _scan_listed(prefix, listed))
     if unread := next((one.path for one in entries if one.kind == "f" and not one.sha256), None):
         raise RuntimeCatalogError(f"{prefix / unread} cannot be read.")
     return entries
 
 
-def read(prefix: Path) -> list[Entry]:
-    """Every entry beneath `prefix`, with digests; a file that cannot be read has none."""
-    entries = list(scan(prefix))
+def read(folder: Path, tree: Tree) -> list[Entry]:
+    """Every entry of the build in `folder` as it is now, with digests; a file that cannot be read has none."""
+    return _read(tree.prefix, _scan_tree(tree, load(folder)))
+
+
+def _read(prefix: Path, scanned: Iterable[Entry]) -> list[Entry]:
+    entries = list(scanned)
     digests = sha256_of(prefix, ((one.path, one.size) for one in entries if one.kind == "f"))
     return [msgspec.structs.replace(one, sha256=digests.get(one.path, "")) if one.kind == "f" else one for one in entries]
 
@@ -78,17 +90,34 @@ def scan(prefix: Path) -> Iterator[Entry]:
         with os.scandir(os.path.join(root, folder)) as entries:
             for item in sorted(entries, key=lambda one: one.name):
                 path = f"{folder}/{item.name}" if folder else item.name
-                facts = item.stat(follow_symlinks=False)
-                mode, size, target = facts.st_mode, facts.st_size, ""
-                if stat.S_ISDIR(mode):
-                    kind, size = "d", 0
+                entry = _entry(path, item.path, item.stat(follow_symlinks=False))
+                if entry.kind == "d":
                     folders.append(path)
-                elif stat.S_ISLNK(mode):
-                    kind, target = "l", os.readlink(item.path)
-                else:
-                    kind = "f" if stat.S_ISREG(mode) else "o"
-                yield Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target, "", facts.st_ino)
+                yield entry
         waiting.extend(reversed(folders))
+
+
+def _scan_tree(tree: Tree, sealed: Iterable[Entry]) -> Iterator[Entry]:
+    return scan(tree.prefix) if tree.whole else _scan_listed(tree.prefix, (entry.path for entry in sealed))
+
+
+def _scan_listed(prefix: Path, paths: Iterable[str]) -> Iterator[Entry]:
+    """Those of `paths` that are there, sorted."""
+    for path in sorted(paths):
+        full = os.path.join(prefix, path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield _entry(path, full, os.lstat(full))
+
+
+def _entry(path: str, full: str, facts: os.stat_result) -> Entry:
+    mode, size, target = facts.st_mode, facts.st_size, ""
+    if stat.S_ISDIR(mode):
+        kind, size = "d", 0
+    elif stat.S_ISLNK(mode):
+        kind, target = "l", os.readlink(full)
+    else:
+        kind = "f" if stat.S_ISREG(mode) else "o"
+    return Entry(path, kind, size, stat.S_IMODE(mode), facts.st_mtime_ns if kind == "f" else 0, target, "", facts.st_ino)
 
 
 def seal_digest(entries: list[Entry]) -> str:
@@ -99,18 +128,29 @@ def seal_digest(entries: list[Entry]) -> str:
     return digest.hexdigest()
 
 
-def content_digest(entries: list[Entry], python: str) -> str:
-    """What a runtime is: the same for two builds of one lock. Without byte code, installer records and activation scripts."""
+def content_digest(entries: list[Entry], python: str, original: Mapping[str, str] | None = None) -> str:
+    """What a runtime is: the same for two builds of one lock. Without byte code, installer records and activation scripts.
+
+    Args:
+        python: Version of the interpreter; or whatever else it is that the files do not say.
+        original: Digests to take, by path, for files into which an installer has written where the runtime lies.
+    """
     import platform  # builds only: no start pays for it
 
+    original = original or {}
     digest = hashlib.sha256(f"python {python} {platform.machine()} {' '.join(platform.libc_ver())}".encode())
     for entry in sorted(entries, key=lambda one: one.path):
         name = entry.path.rsplit("/", 1)[-1]
-        derived = "__pycache__" in entry.path or name in _INSTALLER_FILES or name.startswith(("activate", "deactivate"))
+        derived = (
+            "__pycache__" in entry.path
+            or entry.path.startswith("conda-meta/")
+            or name in _INSTALLER_FILES
+            or name.startswith(("activate", "deactivate"))
+        )
         # where the interpreter is installed is not what it is
         target = "" if entry.path in ("bin/python", "bin/python3") or entry.path.startswith("bin/python3.") else entry.target
         if entry.kind != "d" and not derived:
-            digest.update(msgspec.json.encode([entry.path, entry.kind, target, entry.sha256]))
+            digest.update(msgspec.json.encode([entry.path, entry.kind, target, original.get(entry.path, entry.sha256)]))
     return digest.hexdigest()
 
 
@@ -131,7 +171,7 @@ def load(folder: Path) -> list[Entry]:
         raise RuntimeCatalogError(f"The seal {folder}/seal.json cannot be read: {error}.", "Build the runtime again.") from error
 
 
-def quick_verdict(folder: Path, max_age_s: float) -> Verdict:
+def quick_verdict(folder: Path, tree: Tree, max_age_s: float) -> Verdict:
     """The quick comparison, or its last verdict if that is younger than `max_age_s` and found nothing."""
     path = folder / "verified.json"
     try:
@@ -140,7 +180,7 @@ def quick_verdict(folder: Path, max_age_s: float) -> Verdict:
             return last
     except (OSError, msgspec.DecodeError):
         pass
-    verdict = Verdict(at=time.time(), findings=compare(folder, full=False))
+    verdict = Verdict(at=time.time(), findings=compare(folder, tree, full=False))
     try:
         write_atomically(path, msgspec.json.encode(verdict))
     except OSError:
@@ -173,19 +213,23 @@ def quarantine(folder: Path) -> str:
         return ""
 
 
-def compare(folder: Path, *, full: bool) -> list[str]:
-    """What differs between the prefix in `folder` and its seal: at most a few sentences, each with the file's name."""
-    prefix = folder / "prefix"
-    return differences(folder, read(prefix) if full else scan(prefix), full=full)
+def compare(folder: Path, tree: Tree, *, full: bool) -> list[str]:
+    """What differs between the files of the build in `folder` and its seal: at most a few sentences, each with the file's name."""
+    sealed = load(folder)
+    scanned = _scan_tree(tree, sealed)
+    return _differences(tree, sealed, _read(tree.prefix, scanned) if full else scanned, full)
 
 
-def differences(folder: Path, entries: Iterable[Entry], *, full: bool) -> list[str]:
-    """The same, of what was found there already."""
-    prefix = folder / "prefix"
-    sealed = {entry.path: entry for entry in load(folder)}
+def differences(folder: Path, tree: Tree, entries: Iterable[Entry]) -> list[str]:
+    """The same in full, of what was read there already."""
+    return _differences(tree, load(folder), entries, True)
+
+
+def _differences(tree: Tree, seal: list[Entry], entries: Iterable[Entry], full: bool) -> list[str]:
+    sealed = {entry.path: entry for entry in seal}
     findings: list[str] = []
     seen: set[str] = set()
-    inodes = _is_the_original(prefix, sealed)
+    inodes = _is_the_original(tree, sealed)
     try:
         for entry in entries:
             seen.add(entry.path)
@@ -223,10 +267,21 @@ def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:
     return ""
 
 
-def _is_the_original(prefix: Path, sealed: dict[str, Entry]) -> bool:
+def changed(first: list[Entry], second: list[Entry]) -> list[str]:
+    """Paths of files and links that two seals do not have alike, byte code apart."""
+    one, other = (
+        {entry.path: (entry.kind, entry.target, entry.sha256) for entry in entries if entry.kind != "d"}
+        for entries in (first, second)
+    )
+    return sorted(path for path in {*one, *other} if one.get(path) != other.get(path) and "__pycache__" not in path)
+
+
+def _is_the_original(tree: Tree, sealed: dict[str, Entry]) -> bool:
     """Whether this is what was sealed, and no copy of it, in which every inode is another."""
+    if not tree.whole:
+        return False
     top = [entry for entry in sealed.values() if entry.kind == "d" and "/" not in entry.path]
     try:
-        return bool(top) and all(os.lstat(prefix / entry.path).st_ino == entry.inode for entry in top)
+        return bool(top) and all(os.lstat(tree.prefix / entry.path).st_ino == entry.inode for entry in top)
     except OSError:
         return False

@@ -1,71 +1,79 @@
-"""Building a `venv` runtime: uv installs a hashed lock aside; only what passed its self-test is moved into place."""
+"""The kind `venv`: uv makes an environment and installs a hashed lock in it. Nothing of what it installs is run."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import msgspec
-
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.executions.folder import sync_folder, write_atomically
-from forge_orchestration.runtimes import catalog, retention, seal
-from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime, RuntimeDefinition
-from forge_orchestration.sandbox import linux
+from forge_orchestration.runtimes import packages
+from forge_orchestration.runtimes.catalog import RuntimeDefinition
+from forge_orchestration.runtimes.installed import Installed
+from forge_orchestration.sandbox.view import RUNTIME
 from forge_orchestration.settings import Settings
 
-SelfTest = Callable[[RuntimeDefinition, ResolvedRuntime], None]
 _UV_TIMEOUT_S = 3600
 
 
-def build(
-    name: str, settings: Settings, self_test: SelfTest, *, force: bool = False, say: Callable[[str], None] = lambda text: None
-) -> Runtime:
-    """Build the runtime called `name`, or return the build that is there.
+def install(definition: RuntimeDefinition, prefix: Path, settings: Settings, say: Callable[[str], None]) -> Installed:
+    """Make the environment at `prefix`.
 
-    Two builds of one runtime at once wait for one another and share the result. A build that is killed leaves a folder
-    under `.building`, which the next build removes; it never looks finished.
-
-    Args:
-        self_test: Runs the definition's self-test inside the sandbox; raises if it fails.
-        force: Build anew even if a build is there; the old one is replaced only once the new one has passed.
+    Packages are hard links into Forge's cache. What the cache holds is compared with what the packages say of their files; what
+    differs is fetched anew.
 
     Raises:
-        RuntimeCatalogError: The definition, the lock, the installation or the self-test is at fault.
+        RuntimeCatalogError: The lock does not hold for this Python, or uv cannot install it.
     """
-    definition = catalog.load_definition(name, settings)
     check_python(definition)
-    folder = catalog.build_folder(definition, settings)
-    with _locked(catalog.building_lock(name, settings), say):
-        _remove_leftovers(settings.runtimes_dir / ".building", name)
-        if not force and (there := _whole_build(folder)) is not None:
-            return there
-        aside = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=settings.runtimes_dir / ".building"))
-        try:
-            runtime = _build_aside(definition, aside, settings, self_test, say)
-            _move_into_place(aside, folder, settings)
-        except OSError as error:
-            raise RuntimeCatalogError(f"Runtime '{name}' cannot be built in {aside}: {error.strerror}.") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        return runtime
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    say(f"{definition.name}: making an environment with {base}")
+    _uv(settings, "venv", "--quiet", "--relocatable", "--no-project", "--python", str(base), str(prefix))
+    site = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    if not _is_empty(definition.lock_path):
+        say(f"{definition.name}: installing {definition.lock_path}")
+        _install_packages(definition, prefix, settings)
+        if damaged := packages.damaged_python_packages(prefix, site):
+            say(f"{definition.name}: fetching anew what is damaged in the cache: {', '.join(damaged)}")
+            _uv(settings, "cache", "clean", "--quiet", *damaged)
+            _install_packages(definition, prefix, settings, damaged)
+        _compile(base, prefix)
+    python = ".".join(map(str, sys.version_info[:3]))
+    return Installed(
+        basis=python, python=python, base_prefix=sys.base_prefix, site_packages=site,
+        activation={"PATH": f"{RUNTIME}/bin", "VIRTUAL_ENV": RUNTIME}, packages=packages.installed(prefix, site),
+    )  # fmt: skip
 
 
-def _whole_build(folder: Path) -> Runtime | None:
-    """The build in `folder`, if there is one and its files are as sealed."""
-    try:
-        build = catalog.load_build(folder)
-        return build if build is not None and not seal.compare(folder, full=False) else None
-    except RuntimeCatalogError:  # it cannot be read: it is built anew
-        return None
+def _is_empty(lock: Path) -> bool:
+    return all(not line.strip() or line.lstrip().startswith("#") for line in lock.read_text("utf-8").splitlines())
+
+
+def _install_packages(definition: RuntimeDefinition, prefix: Path, settings: Settings, again: Iterable[str] = ()) -> None:
+    _uv(
+        settings, "pip", "install", "--quiet", "--python", str(prefix / "bin/python"), "--require-hashes", "--no-deps",
+        "--only-binary", ":all:", "--link-mode", "hardlink", "-r", str(definition.lock_path),
+        *(word for name in again for word in ("--reinstall-package", name)),
+    )  # fmt: skip
+
+
+def locked(requirements: Path, settings: Settings) -> str:
+    """A hashed lock of `requirements` that holds for every Python which Forge supports.
+
+    Raises:
+        RuntimeCatalogError: They cannot be satisfied, or no index can be reached.
+    """
+    return _uv(
+        settings, "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url",
+        "--python-version", "3.11", str(requirements),
+    )  # fmt: skip
+
+
+def this_python() -> dict[str, str]:
+    """The range of a lock that was made for this minor version of Python."""
+    return {"python": f"=={sys.version_info[0]}.{sys.version_info[1]}.*"}
 
 
 def check_python(definition: RuntimeDefinition) -> None:
@@ -88,53 +96,6 @@ def check_python(definition: RuntimeDefinition) -> None:
         )
 
 
-def _build_aside(
-    definition: RuntimeDefinition, aside: Path, settings: Settings, self_test: SelfTest, say: Callable[[str], None]
-) -> Runtime:
-    started = time.monotonic()
-    prefix = aside / "prefix"
-    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    say(f"{definition.name}: making an environment with {base}")
-    _uv(settings, "venv", "--quiet", "--relocatable", "--no-project", "--python", str(base), str(prefix))
-    if any(line.strip() and not line.lstrip().startswith("#") for line in definition.lock_path.read_text().splitlines()):
-        say(f"{definition.name}: installing {definition.lock_path}")
-        # copied, not linked: a file of the cache that is edited later must not change a runtime
-        _uv(
-            settings, "pip", "install", "--quiet", "--python", str(prefix / "bin/python"), "--require-hashes", "--no-deps",
-            "--only-binary", ":all:", "--link-mode", "copy", "-r", str(definition.lock_path),
-        )  # fmt: skip
-        _compile(base, prefix)
-    say(f"{definition.name}: sealing")
-    entries = seal.make(prefix)
-    python = ".".join(map(str, sys.version_info[:3]))
-    runtime = Runtime(
-        name=definition.name, kind=definition.kind, build=catalog.build_id(definition),
-        content_digest=seal.content_digest(entries, python), seal_digest=seal.seal_digest(entries), python=python,
-        base_prefix=sys.base_prefix, packages=_packages(prefix), built_at=time.time(),
-        build_s=round(time.monotonic() - started, 3), bytes=sum(entry.size for entry in entries), files=len(entries),
-    )  # fmt: skip
-    seal.save(aside, entries)
-    say(f"{definition.name}: testing it inside the sandbox")
-    self_test(definition, catalog.resolved(runtime, prefix, time.time(), definition.limits))
-    # a self-test cannot write there; should it have, the seal would be wrong from the first day
-    if findings := seal.compare(aside, full=False):
-        raise RuntimeCatalogError(f"Runtime '{definition.name}' changed during its self-test: {findings[0]}.")
-    write_atomically(aside / "runtime.json", msgspec.json.format(msgspec.json.encode(runtime), indent=2))
-    return runtime
-
-
-def _move_into_place(aside: Path, folder: Path, settings: Settings) -> None:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(aside, 0o700)
-    if folder.exists():
-        retention.retire(folder, settings)
-    linux.sync_file_system(aside)  # else a loss of power could leave files in place that are empty
-    os.rename(aside, folder)
-    sync_folder(folder.parent)
-    with contextlib.suppress(RuntimeCatalogError):  # what stays is removed by the next build, or by `forge runtimes gc`
-        retention.remove_unused(settings)
-
-
 def _compile(base: Path, prefix: Path) -> None:
     """Byte-compile the packages, which doubles the speed of a start. By the base interpreter: the one in `prefix` would run
     what packages hook into its start, outside of any sandbox.
@@ -151,19 +112,11 @@ def _compile(base: Path, prefix: Path) -> None:
         "-s",
         str(prefix),
         "-p",
-        "/forge/runtime",
+        RUNTIME,
         str(prefix / "lib"),
     ]
     # some packages ship files for other versions of Python, which do not compile and are not imported
     subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_UV_TIMEOUT_S, umask=0o022, check=False)
-
-
-def _packages(prefix: Path) -> dict[str, str]:
-    """Name and version of what is installed, from its metadata; nothing of it is run."""
-    from importlib.metadata import distributions
-
-    folders = [str(path) for path in prefix.glob("lib/python*/site-packages")]
-    return dict(sorted((found.name, found.version) for found in distributions(path=folders)))
 
 
 def _uv(settings: Settings, *arguments: str) -> str:
@@ -183,26 +136,3 @@ def _uv(settings: Settings, *arguments: str) -> str:
         said = " ".join(done.stderr.split())
         raise RuntimeCatalogError(f"uv {arguments[0]} failed: {said[-1500:]}")
     return done.stdout
-
-
-def _remove_leftovers(building: Path, name: str) -> None:
-    """Remove what a killed build of `name` left; its lock is ours, so none is at work."""
-    for folder in unfinished_builds(building, name):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def unfinished_builds(building: Path, name: str) -> list[Path]:
-    """Folders of builds of runtime `name` alone: a runtime called `name.more` is another one."""
-    return [path for path in building.iterdir() if path.is_dir() and path.name.removesuffix(".old").rpartition(".")[0] == name]
-
-
-@contextlib.contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another build of this runtime is under way: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
