@@ -313,8 +313,8 @@ def _check_recordable(spec: AnalysisSpec) -> None:
 def _runtime_facts(runtime: ResolvedRuntime, chosen_by: Mapping[str, str]) -> RuntimeFacts:
     facts = runtime.runtime
     return RuntimeFacts(
-        name=facts.name, kind=facts.kind, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
-        verified_at=runtime.verified_at, chosen_by=chosen_by.get("runtime", "default"), python=facts.python,
+        name=facts.name, kind=facts.kind, build=facts.build, content_digest=facts.content_digest, seal_digest=facts.seal_digest,
+        verified_at=runtime.verified_at, chosen_by=chosen_by.get("runtime", "default"), python=facts.python or None,
     )  # fmt: skip
 
 

@@ -43,10 +43,23 @@ def prerequisite(condition: object, reason: str) -> None:
 
 def host_program(name: str, package: str) -> str:
     """The path of a program of the distribution; CI installs what it does not have, as it does for everything else."""
-    if (found := shutil.which(name)) is None and os.environ.get("CI") and os.geteuid() == 0:
-        # a server that comes with it is not started: a test starts its own
+    if shutil.which(name) is None:
+        host_packages(package)
+    found = shutil.which(name)
+    prerequisite(found is not None, f"{name} is not installed: sudo apt-get install {package}")
+    assert found is not None
+    return found
+
+
+def host_packages(*packages: str) -> None:
+    """See that packages of the distribution are installed; CI installs those that are not."""
+    command = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\n", *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0 and all(line.startswith("ii") for line in done.stdout.splitlines()):
+        return
+    if os.environ.get("CI") and os.geteuid() == 0:
+        # a server that comes with one is not started: a test starts its own
         Path("/etc/postgresql-common").mkdir(exist_ok=True)
-        Path("/etc/postgresql-common/createcluster.conf").touch()
         with open("/etc/postgresql-common/createcluster.conf", "a") as settings:
             settings.write("create_main_cluster = false\n")
         quiet = {
@@ -55,11 +68,8 @@ def host_program(name: str, package: str) -> str:
             "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
         }
         subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", package], check=False, **quiet)
-        found = shutil.which(name)
-    prerequisite(found is not None, f"{name} is not installed: sudo apt-get install {package}")
-    assert found is not None
-    return found
+        done = subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=False, **quiet)
+    prerequisite(done.returncode == 0, f"missing packages: sudo apt-get install {' '.join(packages)}")
 
 
 # how much slower than usual this host is known to be: an emulated one is

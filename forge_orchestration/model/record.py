@@ -16,6 +16,7 @@ class RuntimeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
+    build: str = ""
     content_digest: str
     seal_digest: str
     verified_at: float

@@ -133,7 +133,7 @@ def _conda_packages(prefix: Path, entries: Mapping[str, Entry], found: list[str]
 
 
 def _files(package: Package, entries: Mapping[str, Entry], owners: Mapping[str, list[str]]) -> Iterator[str]:
-    there = [path for path in package.files if path in entries]
+    there = [path for path in package.files if path in entries and not path.endswith(".pyc")]  # byte code is compiled anew here
     gone = [path for path in package.files if path not in entries and "__pycache__" not in path]
     if gone:
         what = "is half removed" if there else "has none of its files"

@@ -133,12 +133,14 @@ class TestRest:
 
     def test_analyses(self, forge: Forge) -> None:
         assert {row["analysis"] for row in tsv(forge("analyses"))} == {
+            "colon_survival",
             "confinement",
             "islands_and_exons",
             "pbmc_clusters",
             "tumour_kinds",
         }
         assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {
+            "colon_survival",
             "confinement",
             "islands_and_exons",
             "pbmc_clusters",

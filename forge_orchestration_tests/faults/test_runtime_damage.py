@@ -31,7 +31,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     """A deployment with one runtime of five packages, as uv installs them."""
     home = tmp_path_factory.mktemp("sound") / "home"
     home.mkdir(mode=0o700)
-    definition = home / "definitions" / NAME
+    definition = home / "defined" / NAME
     definition.mkdir(parents=True)
     (definition / "requirements.txt").write_text("".join(_locked(name) for name in PACKAGES))
     (definition / "self_test.py").write_text(SELF_TEST)

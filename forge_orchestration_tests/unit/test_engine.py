@@ -143,7 +143,7 @@ def runtime(tmp_path: Path) -> ResolvedRuntime:
         built_at=0.0, build_s=0.0, bytes=0, files=0,
     )  # fmt: skip
     return ResolvedRuntime(
-        runtime=facts, prefix=tmp_path, extra_mounts=(), activation={}, site_packages=tmp_path, verified_at=1.0, limits={}
+        runtime=facts, prefix=tmp_path, mounts={}, activation={}, site_packages=tmp_path, verified_at=1.0, limits={}
     )
 
 

@@ -87,7 +87,13 @@ def test_a_rule_of_the_settings_picks_the_runtime_where_the_analysis_names_none(
 
 
 def test_those_that_ship(settings: Settings) -> None:
-    assert set(load_definitions(settings)) == {"confinement", "islands_and_exons", "pbmc_clusters", "tumour_kinds"}
+    assert set(load_definitions(settings)) == {
+        "colon_survival",
+        "confinement",
+        "islands_and_exons",
+        "pbmc_clusters",
+        "tumour_kinds",
+    }
 
 
 WRONG = {

@@ -63,7 +63,7 @@ LIMITS = Limits(
 MEASURED = Measured(value=1.5, source=TEXT)
 SITE = CgroupSite(version=1, mounts={"memory": "/a b", "cpu": TEXT}, parent="p/q")
 BIND = Bind(source=TEXT, target="/t", device=2**64 - 1, inode=2**64 - 1)
-RUNTIME = RuntimeFacts(
+RUNTIME = RuntimeFacts(build="b",
     name=TEXT, kind="venv", content_digest="a", seal_digest="b", verified_at=1.25, chosen_by="caller", python="3.11.2"
 )  # fmt: skip
 USAGE = Usage(
@@ -128,11 +128,11 @@ EXAMPLES: list[msgspec.Struct] = [
     Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2)), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
     SupervisorIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
-        name="n", folder="/f", kind="venv", lock="l", description=TEXT, python=">=3", self_test=("python", "t.py"),
+        name="n", folder="/f", kind="venv", lock="l", prefix=TEXT, description=TEXT, python=">=3", self_test=("python", "t.py"),
         limits={"pids": 5},
     ),
     Runtime(
-        name="n", kind="venv", build="b", content_digest="c", seal_digest="s", python="3.11.2", base_prefix="/usr",
+        name="n", kind="venv", build="b", content_digest="c", seal_digest="s", python="3.11.2", base_prefix="/usr", prefix=TEXT, mount="/m", site_packages="s", activation={"A": TEXT},
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest", 7), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
@@ -146,7 +146,7 @@ EXAMPLES: list[msgspec.Struct] = [
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File",
+    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File", "Installed", "Tree",
 }  # fmt: skip
 
 

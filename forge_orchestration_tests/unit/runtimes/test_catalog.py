@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.runtimes import catalog, venv
+from forge_orchestration.runtimes import building, catalog, venv
 from forge_orchestration.settings import Settings, load_settings
 
 GOOD = 'kind = "venv"\nlock = "requirements.txt"\n'
@@ -32,9 +34,12 @@ def own(settings: Settings, folder: Path) -> Settings:
 
 
 def test_those_that_ship(settings: Settings) -> None:
-    assert catalog.runtime_names(settings) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell"]
+    assert catalog.runtime_names(settings) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell"]
     for name in catalog.runtime_names(settings):
         definition = catalog.load_definition(name, settings)
+        if definition.kind != "venv":
+            assert tomllib.loads(definition.lock_path.read_text())["debian-12"]
+            continue
         venv.check_python(definition)
         locked = [line for line in definition.lock_path.read_text().splitlines() if line and not line.startswith((" ", "#"))]
         assert all("==" in line for line in locked)
@@ -43,7 +48,7 @@ def test_those_that_ship(settings: Settings) -> None:
 
 
 def test_a_deployments_own(own: Settings) -> None:
-    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell", "mine"]
     assert catalog.load_definition("mine", own).kind == "venv"
 
 
@@ -76,7 +81,7 @@ def test_a_folder_that_is_not_there(own: Settings, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["-rf", "..x", "a b", "A", "ö", "x" * 65, "a\nb"])
 def test_folders_with_names_that_no_runtime_can_have_are_none(own: Settings, folder: Path, name: str) -> None:
     shutil.copytree(folder / "mine", folder / name)
-    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +174,25 @@ class TestResolve:
             catalog.resolve("forge-python", home)
 
 
+class Plain:
+    """A self-test that is a plain function."""
+
+    def __init__(self, function: Callable[[object, catalog.ResolvedRuntime], None]) -> None:
+        self._function = function
+
+    def test(self, definition: object, runtime: catalog.ResolvedRuntime) -> set[str]:
+        self._function(definition, runtime)
+        return set()
+
+    def activation(self, runtime: object, script: str) -> dict[str, str]:
+        raise AssertionError("a venv needs none")
+
+
 class TestBuild:
     """With a self-test that is a plain function: what a sandboxed one proves is tested through the command."""
 
     def build(self, own: Settings, **options) -> catalog.Runtime:
-        return venv.build("mine", own, options.pop("self_test", lambda definition, runtime: None), **options)
+        return building.build("mine", own, Plain(options.pop("self_test", lambda definition, runtime: None)), **options)
 
     def test_it_is_built_once_and_then_reused(self, own: Settings) -> None:
         first = self.build(own)

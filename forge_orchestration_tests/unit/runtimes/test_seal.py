@@ -12,6 +12,10 @@ from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.runtimes import seal
 
 
+def compare(folder: Path, *, full: bool) -> list[str]:
+    return seal.compare(folder, seal.Tree(folder / "prefix"), full=full)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sealed build with files, folders, links, byte code and hostile names."""
@@ -38,7 +42,7 @@ def replace_keeping_times(path: Path, content: str) -> None:
 
 
 def test_what_was_sealed_is_as_it_was(folder: Path) -> None:
-    assert seal.compare(folder, full=False) == seal.compare(folder, full=True) == []
+    assert compare(folder, full=False) == compare(folder, full=True) == []
 
 
 def test_a_seal_comes_back(folder: Path) -> None:
@@ -104,14 +108,14 @@ CHANGES = {
 def test_a_change_is_found_and_named(folder: Path, change: str, full: bool) -> None:
     make_it, finding = CHANGES[change]
     make_it(folder / "prefix")
-    findings = seal.compare(folder, full=full)
+    findings = compare(folder, full=full)
     assert len(findings) == 1 and findings[0].startswith(finding), findings
 
 
 def test_only_full_finds_an_edit_that_kept_size_and_time(folder: Path) -> None:
     replace_keeping_times(folder / "prefix/lib/a.py", "one = 9\n")
-    assert seal.compare(folder, full=False) == []
-    assert seal.compare(folder, full=True) == ["lib/a.py has other content, though size and time are the same"]
+    assert compare(folder, full=False) == []
+    assert compare(folder, full=True) == ["lib/a.py has other content, though size and time are the same"]
 
 
 class TestByteCode:
@@ -120,24 +124,24 @@ class TestByteCode:
         (cache / "b.pyc").write_text("new")
         (cache / "a.pyc").unlink()
         (folder / "prefix/bin/__pycache__").mkdir()
-        assert seal.compare(folder, full=False) == []
+        assert compare(folder, full=False) == []
 
     def test_edited_byte_code_is_found_by_full(self, folder: Path) -> None:
         """Python would run it."""
         replace_keeping_times(folder / "prefix/lib/__pycache__/a.pyc", "evil")
-        assert seal.compare(folder, full=False) == []
-        assert len(seal.compare(folder, full=True)) == 1
+        assert compare(folder, full=False) == []
+        assert len(compare(folder, full=True)) == 1
 
 
 def test_a_prefix_that_is_gone(folder: Path) -> None:
     shutil.rmtree(folder / "prefix")
-    assert seal.compare(folder, full=False)
+    assert compare(folder, full=False)
 
 
 def test_many_findings_are_cut(folder: Path) -> None:
     for number in range(100):
         (folder / f"prefix/{number}").touch()
-    assert len(seal.compare(folder, full=False)) == 20
+    assert len(compare(folder, full=False)) == 20
 
 
 @pytest.mark.parametrize("content", [None, "", "[", '{"a": 1}', '[["a"]]'])
@@ -146,7 +150,7 @@ def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | N
     if content is not None:
         (folder / "seal.json").write_text(content)
     with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
-        seal.compare(folder, full=False)
+        compare(folder, full=False)
 
 
 class TestDigests:
@@ -184,25 +188,25 @@ class TestDigests:
 
 class TestQuickVerdict:
     def test_a_fresh_verdict_is_trusted_for_a_while(self, folder: Path) -> None:
-        first = seal.quick_verdict(folder, 60)
+        first = seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60)
         edit(folder / "prefix")
-        assert seal.quick_verdict(folder, 60) == first
-        assert seal.quick_verdict(folder, 0).findings == ["lib/a.py was edited"]
+        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60) == first
+        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 0).findings == ["lib/a.py was edited"]
 
     def test_a_bad_verdict_is_not_remembered(self, folder: Path) -> None:
         content = (folder / "prefix/lib/a.py").read_text()
         facts = (folder / "prefix/lib/a.py").stat()
         edit(folder / "prefix")
-        assert seal.quick_verdict(folder, 60).findings
+        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings
         (folder / "prefix/lib/a.py").write_text(content)
         os.utime(folder / "prefix/lib/a.py", ns=(facts.st_atime_ns, facts.st_mtime_ns))
-        assert seal.quick_verdict(folder, 60).findings == []
+        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings == []
 
     @pytest.mark.parametrize("kept", ["", "{", '{"at": 99999999999, "findings": []}', '{"at": "soon"}', "[]"])
     def test_a_torn_one_or_one_of_the_future_is_not_trusted(self, folder: Path, kept: str) -> None:
         edit(folder / "prefix")
         (folder / "verified.json").write_text(kept)
-        assert seal.quick_verdict(folder, 60).findings
+        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings
 
 
 def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time(folder: Path) -> None:
@@ -213,12 +217,12 @@ def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time(folder: Path)
     other.chmod(facts.st_mode & 0o777)
     os.utime(other, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     other.rename(path)
-    assert seal.compare(folder, full=False) == ["lib/a.py was replaced by another file of the same size and time"]
+    assert compare(folder, full=False) == ["lib/a.py was replaced by another file of the same size and time"]
 
 
 def test_a_copy_of_the_whole_is_no_finding(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", symlinks=True)
-    assert seal.compare(tmp_path / "copy", full=False) == seal.compare(tmp_path / "copy", full=True) == []
+    assert compare(tmp_path / "copy", full=False) == compare(tmp_path / "copy", full=True) == []
 
 
 def test_a_full_verdict_that_cannot_be_read_is_no_clean_one(folder: Path) -> None:
