@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forge_orchestration_tests.bench_inside import RUNTIME, bench_inside, write_runtime
+from forge_orchestration_tests.bench_verify import bench_verify
 
 ROUNDS = 50
 
@@ -82,6 +83,7 @@ def main() -> int:
         bench_process(table, rounds)
         bench_input(table)
         bench_inside(table)
+        bench_verify(table)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return 1 if table.failed else 0

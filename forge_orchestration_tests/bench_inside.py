@@ -66,7 +66,6 @@ def write_runtime(home: Path) -> None:
         'kind = "venv"\ndescription = "numpy alone"\nlock = "requirements.txt"\npython = ">=3.11,<3.14"\n'
         """self_test = ["python", "-c", "import numpy"]\n"""
     )
-    (home / "settings.toml").write_text(f"runtime_folders = [{json.dumps(str(folder.parent))}]\n")
 
 
 def bench_inside(table: Table) -> None:

@@ -169,8 +169,8 @@ class TestResolve:
             catalog.resolve("forge-python", home)
 
     def test_one_without_its_seal(self, home: Settings, build: Path) -> None:
-        (build / "seal.json").unlink()
-        with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
+        (build / "index.json").unlink()
+        with pytest.raises(RuntimeCatalogError, match=r"index\.json cannot be read"):
             catalog.resolve("forge-python", home)
 
 

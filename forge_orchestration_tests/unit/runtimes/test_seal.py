@@ -145,12 +145,13 @@ def test_many_findings_are_cut(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "[", '{"a": 1}', '[["a"]]'])
-def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | None) -> None:
-    (folder / "seal.json").unlink()
+@pytest.mark.parametrize(("name", "full"), [("seal.json", True), ("index.json", False)])
+def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | None, name: str, full: bool) -> None:
+    (folder / name).unlink()
     if content is not None:
-        (folder / "seal.json").write_text(content)
-    with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
-        compare(folder, full=False)
+        (folder / name).write_text(content)
+    with pytest.raises(RuntimeCatalogError, match=f"{name} cannot be read"):
+        compare(folder, full=full)
 
 
 class TestDigests:
