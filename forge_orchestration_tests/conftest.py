@@ -55,11 +55,27 @@ def host_program(name: str, package: str) -> str:
             "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
         }
         subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", package], check=False, **quiet)
+        with no_service_is_started():
+            subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", package], check=False, **quiet)
         found = shutil.which(name)
     prerequisite(found is not None, f"{name} is not installed: sudo apt-get install {package}")
     assert found is not None
     return found
+
+
+@contextlib.contextmanager
+def no_service_is_started() -> Iterator[None]:
+    """Debian asks this file whether a package that it installs may start its service."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink()
 
 
 # how much slower than usual this host is known to be: an emulated one is

@@ -176,8 +176,11 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
     return resolved(runtime, folder / "prefix", verdict.at, definition.limits)
 
 
-def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
+def state(name: str, settings: Settings, *, max_age_s: float = 0.0) -> tuple[RuntimeState, list[str]]:
     """How the runtime called `name` is, by a quick look, and what was found.
+
+    Args:
+        max_age_s: Believe an earlier quick look that found nothing, if it is younger.
 
     Raises:
         RuntimeCatalogError: It is unknown.
@@ -188,7 +191,7 @@ def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
         return ("building" if _is_building(name, settings) else "missing"), []
     if why := seal.quarantine(folder):
         return "quarantined", [why]
-    findings = seal.quick_verdict(folder, 0).findings
+    findings = seal.quick_verdict(folder, max_age_s).findings
     if not findings and (full := seal.full_verdict(folder)) is not None:
         findings = full.findings
     return ("unhealthy" if findings else "ready"), findings
