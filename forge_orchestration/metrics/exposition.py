@@ -131,8 +131,8 @@ def _health(settings: Settings) -> Iterator[Metric]:
     failed = GaugeMetricFamily("forge_failed_checks", "Checks that did not pass.", labels=["severity"])
     corrupt = GaugeMetricFamily("forge_corruption_findings", "Checks that found corruption.", labels=["target"])
     severities, damaged = {"error": 0, "warning": 0}, defaultdict[str, int](int)
-    for one in last.read(settings):
-        key = [clean(part) for part in one.key]
+    series = {tuple(map(clean, last_result.key)): last_result for last_result in last.read(settings)}  # no series is told twice
+    for key, one in series.items():
         passed.add_metric(key, one.result.passed)
         looked.add_metric(key, one.checked_at)
         changed.add_metric(key, one.since)

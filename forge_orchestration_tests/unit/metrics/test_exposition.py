@@ -143,6 +143,11 @@ def test_health_as_it_was_last_seen(settings: Settings) -> None:
     assert set(samples(settings, "forge_check_changed_timestamp_seconds").values()) == {at}
 
 
+def test_targets_that_look_the_same_when_cut_are_one_series(settings: Settings) -> None:
+    last.keep(settings, [CheckResult(name="integrity", target="x" * 500 + one, passed=True) for one in "12"], "quick")
+    assert list(samples(settings, "forge_check_passed").values()) == [1]
+
+
 def test_a_torn_file_of_checks_is_no_check(settings: Settings) -> None:
     (settings.home / "health.json").write_text('{"version"')
     assert samples(settings, "forge_check_passed") == {}
