@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         StoreError,
         SubmitError,
     )
+    from forge_orchestration.metrics.frame import executions_frame
     from forge_orchestration.model.limits import Limits
     from forge_orchestration.model.reasons import EndReason, Status
     from forge_orchestration.model.record import ExecutionRecord
@@ -48,12 +49,13 @@ __all__ = [
     "Status",
     "StoreError",
     "SubmitError",
+    "executions_frame",
     "run",
 ]
 
 _MODULES = {
     "run": "api", "ExecutionFailed": "api", "Limits": "model.limits", "EndReason": "model.reasons", "Status": "model.reasons",
-    "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec",
+    "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec", "executions_frame": "metrics.frame",
 }  # fmt: skip
 
 

@@ -97,6 +97,12 @@ class NeighbourSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     writes_per_s: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`max_label_values`: how many analyses, and how many runtimes, metrics name; those that came later are counted as one."""
+
+    max_label_values: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+
+
 class RuntimeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which runtime analyses run in that name none themselves: those of `group`, or with `tag`, or both where both are given."""
 
@@ -137,6 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     isolation: IsolationSettings = IsolationSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     neighbours: NeighbourSettings = NeighbourSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -206,7 +213,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "verify_max_age_s", "protected_databases",
-    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation",
+    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics",
 )  # fmt: skip
 
 

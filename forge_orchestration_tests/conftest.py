@@ -68,8 +68,24 @@ def host_packages(*packages: str) -> None:
             "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
         }
         subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
-        done = subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=False, **quiet)
+        with no_service_is_started():
+            done = subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=False, **quiet)
     prerequisite(done.returncode == 0, f"missing packages: sudo apt-get install {' '.join(packages)}")
+
+
+@contextlib.contextmanager
+def no_service_is_started() -> Iterator[None]:
+    """Debian asks this file whether a package that it installs may start its service."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink()
 
 
 # how much slower than usual this host is known to be: an emulated one is

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.health import CheckResult
-from forge_orchestration.settings import load_settings
+from forge_orchestration.settings import Settings, load_settings
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Every check of host and runtimes; exit status 3 if an execution would be refused, 0 otherwise."""
     from forge_orchestration.health.checks import run_checks
 
-    results = run_checks(load_settings())
+    settings = load_settings()
+    results = run_checks(settings)
+    keep(settings, results, "quick")
     failed = [result for result in results if not result.passed]
     _print(results, as_json=arguments.json)
     return 3 if any(result.severity == "error" and result.target == "host" for result in failed) else 0
@@ -31,15 +35,19 @@ def health(arguments: argparse.Namespace) -> int:
 
     settings = load_settings()
     results = run_checks(settings)
+    keep(settings, results, "quick")
+    deep = storage_checks(settings, full=arguments.full) + database_checks(settings, full=arguments.full)
     if arguments.full:
-        results = [result for result in results if result.name != "seal"] + _full_runtime_checks(Engine(settings))
-    results += storage_checks(settings, full=arguments.full) + database_checks(settings, full=arguments.full)
+        results = [result for result in results if result.name != "seal"]
+        deep = _full_runtime_checks(Engine(settings)) + deep
+    keep(settings, deep, "full" if arguments.full else "quick")
+    results += deep
     _print(results, as_json=arguments.json)
     return 3 if any(result.severity == "error" and not result.passed for result in results) else 0
 
 
 def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
-    from forge_orchestration.operations.verification import verify
+    from forge_orchestration.operations.verification import as_check, verify
     from forge_orchestration.runtimes import catalog
 
     results = []
@@ -47,18 +55,18 @@ def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
         if catalog.state(name, engine.settings)[0] in ("missing", "building"):
             continue
         try:
-            found = verify(engine, name, full=True)
+            results.append(as_check(verify(engine, name, full=True)))
         except ForgeError as error:
             results.append(CheckResult(name="content", target=name, passed=False, finding=error.message, remedy=error.hint))
-            continue
-        passed = not found.findings
-        results.append(
-            CheckResult(
-                name="content", target=name, passed=passed, remedy="" if passed else f"forge runtimes repair {name}",
-                finding=f"{found.files} files, packages, libraries and self-test are as they were built" if passed else "; ".join(found.findings[:3]),
-            )
-        )  # fmt: skip
     return results
+
+
+def keep(settings: Settings, results: Sequence[CheckResult], tier: Literal["quick", "full"]) -> None:
+    """Keep what was found for the metrics; what keeps it from being kept is told on stderr."""
+    from forge_orchestration.health import last
+
+    if why := last.keep(settings, results, tier):
+        print(f"forge: {why}", file=sys.stderr)
 
 
 def _print(results: list[CheckResult], *, as_json: bool) -> None:

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_executions(commands)
     _add_runtimes(commands)
     _add_host(commands)
+    _add_metrics(commands)
     return parser
 
 
@@ -198,6 +199,16 @@ def _add_host(commands: argparse._SubParsersAction[_Parser]) -> None:
     gc = commands.add_parser("gc", help="close executions that a crash left open, and remove what they left behind")
     gc.add_argument("--json", action="store_true", help="print JSON")
     gc.set_defaults(command=_lazily("host", "collect_garbage"))
+
+
+def _add_metrics(commands: argparse._SubParsersAction[_Parser]) -> None:
+    metrics = commands.add_parser("metrics", help="print metrics in Prometheus' text format")
+    metrics.set_defaults(command=_lazily("metrics", "print_metrics"))
+    dashboard = commands.add_parser("dashboard", help="serve the Quest view, its JSON and the metrics on this host")
+    dashboard.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    dashboard.add_argument("--port", type=int, default=3030, metavar="N", help="port (default: 3030; 0: any that is free)")
+    dashboard.add_argument("--allow-remote", action="store_true", help="let --host be an address that others can reach")
+    dashboard.set_defaults(command=_lazily("metrics", "serve_dashboard"))
 
 
 def _lazily(module: str, function: str) -> Callable[[argparse.Namespace], int]:

@@ -117,6 +117,9 @@ def _build(name: str, settings: Settings) -> tuple[catalog.Runtime, list[seal.En
 
 def build_runtimes(arguments: argparse.Namespace) -> int:
     """Build runtimes, one after the other; what is there and whole is reused."""
+    from forge_orchestration.cli.host import keep
+    from forge_orchestration.health import last
+    from forge_orchestration.health.checks import runtime_check
     from forge_orchestration.operations.self_test import InSandbox
     from forge_orchestration.runtimes.building import build
 
@@ -126,6 +129,8 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
     engine = Engine(settings)
     for name in arguments.runtimes:
         made = build(name, settings, InSandbox(engine), force=arguments.force, say=_say)
+        last.forget(settings, name, made.built_at)
+        keep(settings, [runtime_check(name, settings)], "quick")
         print(
             f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
             flush=True,
@@ -135,14 +140,18 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
 
 def verify_runtimes(arguments: argparse.Namespace) -> int:
     """Verify runtimes; exit status 4 if one of them is not as it should be."""
-    from forge_orchestration.operations.verification import verify
+    from forge_orchestration.cli.host import keep
+    from forge_orchestration.operations.verification import Verification, as_check, verify
 
     settings = load_settings()
     names = arguments.runtimes or [
         name for name in catalog.runtime_names(settings) if catalog.state(name, settings)[0] != "missing"
     ]
     engine = Engine(settings)
-    done = [verify(engine, name, full=arguments.full, say=_say) for name in names]
+    done: list[Verification] = []
+    for name in names:
+        done.append(verify(engine, name, full=arguments.full, say=_say))
+        keep(settings, [as_check(done[-1])], done[-1].tier)
     if arguments.json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
     else:

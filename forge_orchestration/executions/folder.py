@@ -135,7 +135,7 @@ class ExecutionFolder:
             return record_from_json(self.record_path.read_bytes())
         except FileNotFoundError:
             raise SpecError(f"There is no execution {self.id}.", "List them with: forge executions list") from None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise StoreError(f"The record {self.record_path} cannot be read: {error}.") from error
 
 

@@ -10,28 +10,36 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from forge_orchestration.errors import StoreError
+from forge_orchestration.errors import ForgeError, StoreError
+from forge_orchestration.executions import rows
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import ExecutionRecord
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE executions (
-    execution_id TEXT PRIMARY KEY, analysis TEXT NOT NULL, runtime TEXT, executor TEXT NOT NULL, status TEXT NOT NULL,
-    end_reason TEXT, message TEXT NOT NULL, queued_at REAL NOT NULL, started_at REAL, ended_at REAL,
-    peak_memory_bytes REAL, cpu_s REAL, dagster_run_id TEXT, controller_pid INTEGER, controller_start INTEGER);
+_SCHEMA_VERSION = 2
+_SCHEMA = f"""
+CREATE TABLE executions ({", ".join(rows.DEFINITIONS)},
+    controller_pid INTEGER, controller_start INTEGER, removed INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX executions_by_status ON executions (status);
 CREATE INDEX executions_by_analysis ON executions (analysis, execution_id);
+CREATE INDEX executions_by_end ON executions (ended_at);
 CREATE TABLE file_digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
 """
-_COLUMNS = (
-    "execution_id", "analysis", "runtime", "executor", "status", "end_reason", "message", "queued_at", "started_at", "ended_at",
-    "peak_memory_bytes", "cpu_s", "dagster_run_id",
-)  # fmt: skip
+_FROM_1 = (
+    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in (*rows.ADDED, "removed INTEGER NOT NULL DEFAULT 0")),
+    "CREATE INDEX executions_by_end ON executions (ended_at)",
+)
+_FINAL = ", ".join(f"'{status}'" for status in Status if status.is_final)
+_SAVE = (
+    f"INSERT INTO executions ({', '.join(rows.COLUMNS)}, removed) VALUES ({', '.join('?' * len(rows.COLUMNS))}, 0)"
+    f" ON CONFLICT (execution_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*rows.COLUMNS[1:], 'removed'))}"
+)
 
 
 class Store:
@@ -61,28 +69,32 @@ class Store:
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
+            if version == 1:
+                self._extend()
+            if version != _SCHEMA_VERSION:
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
 
+    def _extend(self) -> None:
+        """Bring an index of the first schema up to this one, from the records."""
+        for statement in _FROM_1:
+            self._db.execute(statement)
+        for execution_id in [row[0] for row in self._db.execute("SELECT execution_id FROM executions")]:
+            with contextlib.suppress(ForgeError):  # what cannot be read stays as it is known
+                record = ExecutionFolder(self._path.parent / "executions", execution_id).read_record()
+                if record.status.is_final:
+                    self._write(record)
+
     def save(self, record: ExecutionRecord) -> None:
         """Insert or replace the row of `record`."""
-        usage = record.usage
-        cpu = [part.value for part in (usage.cpu_user_s, usage.cpu_system_s) if part is not None]
-        row = (
-            record.execution_id, record.analysis, record.runtime.name if record.runtime else None, record.executor, record.status,
-            record.end_reason, record.message, record.queued_at, record.started_at, record.ended_at,
-            usage.peak_memory_bytes.value if usage.peak_memory_bytes else None, sum(cpu) if cpu else None, record.dagster_run_id,
-        )  # fmt: skip
-        marks = ", ".join("?" * len(_COLUMNS))
-        changes = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])
         with self._lock, self._told("written"):
-            self._db.execute(
-                f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (execution_id) DO UPDATE SET {changes}",
-                row,
-            )
+            self._write(record)
+
+    def _write(self, record: ExecutionRecord) -> None:
+        self._db.execute(_SAVE, tuple(rows.row_of(record).values()))
 
     def begin(self, record: ExecutionRecord, pid: int, start_time: int) -> None:
         """Insert the row of `record`, claimed by its controller from its first moment: `forge gc` never sees it without."""
@@ -106,9 +118,10 @@ class Store:
             )
 
     def forget(self, execution_id: str) -> None:
-        """Remove the row of an execution that never came to be."""
+        """Remove an execution. One that has ended is still counted in statistics: what counts upwards never goes back."""
         with self._lock, self._told("written"):
-            self._db.execute("DELETE FROM executions WHERE execution_id = ?", (execution_id,))
+            self._db.execute(f"DELETE FROM executions WHERE execution_id = ? AND status NOT IN ({_FINAL})", (execution_id,))
+            self._db.execute("UPDATE executions SET removed = 1, message = '' WHERE execution_id = ?", (execution_id,))
 
     def controller(self, execution_id: str) -> tuple[int, int] | None:
         """Pid and start time of the controller that claimed an execution."""
@@ -120,21 +133,25 @@ class Store:
 
     def list(self, *, limit: int = 50, status: str | None = None, analysis: str | None = None) -> builtins.list[dict[str, object]]:
         """Rows, the newest first."""
-        where, values = [], []
+        where, values = ["removed = 0"], []
         for column, value in (("status", status), ("analysis", analysis)):
             if value is not None:
                 where.append(f"{column} = ?")
                 values.append(value)
-        clause = f"WHERE {' AND '.join(where)}" if where else ""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM executions {clause} ORDER BY execution_id DESC LIMIT ?"
+        query = f"SELECT {', '.join(rows.LISTED)} FROM executions WHERE {' AND '.join(where)} ORDER BY execution_id DESC LIMIT ?"
+        return [dict(zip(rows.LISTED, row, strict=True)) for row in self.read(query, (*values, limit))]
+
+    def read(self, query: str, values: Sequence[object] = ()) -> builtins.list[tuple[Any, ...]]:
+        """What a query finds; for modules of this package, which know the columns."""
         with self._lock, self._told("read"):
-            rows = self._db.execute(query, (*values, limit)).fetchall()
-        return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+            return self._db.execute(query, values).fetchall()
 
     def status(self, execution_id: str) -> str | None:
         """The status in an execution's row; None if it has none."""
         with self._lock, self._told("read"):
-            row = self._db.execute("SELECT status FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
+            row = self._db.execute(
+                "SELECT status FROM executions WHERE execution_id = ? AND removed = 0", (execution_id,)
+            ).fetchone()
         return str(row[0]) if row else None
 
     def unfinished(self) -> builtins.list[str]:
@@ -157,7 +174,7 @@ class Store:
     def ids(self) -> set[str]:
         """Ids of all executions."""
         with self._lock, self._told("read"):
-            return {row[0] for row in self._db.execute("SELECT execution_id FROM executions")}
+            return {row[0] for row in self._db.execute("SELECT execution_id FROM executions WHERE removed = 0")}
 
     def digest(self, facts: os.stat_result) -> str | None:
         """The digest of a file that has not changed since it was kept, by device, inode, size and both times."""

@@ -28,7 +28,7 @@ from forge_orchestration.model.capacity import COUNTED, Capacity, check_capacity
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.sandbox import linux
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, shared_group
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, expected_site, shared_group
 from forge_orchestration.sandbox.cgroups.total import Total, within_what_is_above
 from forge_orchestration.sandbox.identity import claims_folder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
@@ -232,6 +232,18 @@ def ledger_of(settings: Settings) -> Ledger:
     """The ledger of the cgroup parent that a deployment uses: root's in `/run`, a user's where the user's claims on uids are."""
     folder = LEDGERS if os.geteuid() == 0 else claims_folder().with_name("admission")
     return Ledger(folder / f"{shared_group(settings.cgroup.parent).replace('/', ',')}.claims")
+
+
+def standing(settings: Settings) -> tuple[Capacity, Book]:
+    """What all executions together may use, and who runs and who waits, without what dead processes claim; changes nothing.
+
+    Raises:
+        HostError: The ledger cannot be read.
+    """
+    capacity = within_what_is_above(settings.capacity, expected_site(settings.cgroup.parent))
+    book = ledger_of(settings).read()
+    book.claims = [claim for claim in book.claims if claim.is_held()]
+    return capacity, book
 
 
 class Admission:

@@ -74,7 +74,7 @@ class _Spawner:
             if self._greeting is None:
                 try:
                     self._greeting = msgspec.json.decode(self._socket.recv(1 << 16), type=Greeting)
-                except (OSError, msgspec.DecodeError) as error:
+                except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
                     self.close()
                     remedy = "See: forge doctor"
                     if scope_prefix(self._parent):  # systemd-run, most likely

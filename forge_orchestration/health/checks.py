@@ -11,14 +11,12 @@ from typing import Literal
 from forge_orchestration.errors import ForgeError, HostError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
-from forge_orchestration.executors.admission import ledger_of
+from forge_orchestration.executors.admission import standing
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.sandbox import precedence, probe
-from forge_orchestration.sandbox.cgroups.find import expected_site
-from forge_orchestration.sandbox.cgroups.total import within_what_is_above
 from forge_orchestration.sandbox.supervisor import PROTECTIONS
 from forge_orchestration.settings import Settings, make_home
 from forge_orchestration.units import format_bytes
@@ -60,10 +58,11 @@ def host_checks(settings: Settings) -> list[CheckResult]:
 def runtime_check(name: str, settings: Settings) -> CheckResult:
     """Whether the runtime called `name` is built, and is what was built (the quick comparison)."""
 
-    def result(passed: bool, finding: str, remedy: str = "", *, warning: bool = False) -> CheckResult:
+    def result(passed: bool, finding: str, remedy: str = "", *, warning: bool = False, corruption: bool = False) -> CheckResult:
         return CheckResult(
-            name="seal", target=name, passed=passed, severity="warning" if warning else "error", finding=finding, remedy=remedy
-        )
+            name="seal", target=name, passed=passed, severity="warning" if warning else "error", finding=finding, remedy=remedy,
+            corruption=corruption,
+        )  # fmt: skip
 
     try:
         folder = catalog.build_folder(catalog.load_definition(name, settings), settings)
@@ -77,7 +76,7 @@ def runtime_check(name: str, settings: Settings) -> CheckResult:
         more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
         if state == "quarantined":
             return result(False, f"quarantined: {findings[0]}", f"forge runtimes quarantine --release {name}")
-        return result(False, f"{findings[0]}{more}", f"forge runtimes repair {name}")
+        return result(False, f"{findings[0]}{more}", f"forge runtimes repair {name}", corruption=True)
     return result(True, f"{build.files} files as sealed (content {build.content_digest[:12]})")
 
 
@@ -126,9 +125,7 @@ def _protections(settings: Settings, failed: str) -> list[CheckResult]:
 
 def _capacity(settings: Settings) -> str:
     """What all executions may use together, what those that run have claimed, and who waits."""
-    capacity = within_what_is_above(settings.capacity, expected_site(settings.cgroup.parent))
-    book = ledger_of(settings).read()
-    book.claims = [claim for claim in book.claims if claim.is_held()]
+    capacity, book = standing(settings)
     amounts = []
     for field, (show, noun) in COUNTED.items():
         if (there := getattr(capacity, field)) is not None:

@@ -53,9 +53,13 @@ def _checks(name: str, url: str, full: bool) -> Iterator[CheckResult]:
 
 
 def _result(
-    name: str, check: str, passed: bool, finding: str, remedy: str = "", severity: Literal["error", "warning"] = "error"
-) -> CheckResult:
-    return CheckResult(name=check, target=name, passed=passed, severity=severity, finding=finding, remedy="" if passed else remedy)
+    name: str, check: str, passed: bool, finding: str, remedy: str = "", severity: Literal["error", "warning"] = "error", *,
+    corruption: bool = False,
+) -> CheckResult:  # fmt: skip
+    return CheckResult(
+        name=check, target=name, passed=passed, severity=severity, finding=finding, remedy="" if passed else remedy,
+        corruption=corruption and not passed,
+    )  # fmt: skip
 
 
 # -- SQLite ----------------------------------------------------------------------------------------------------------
@@ -74,7 +78,7 @@ def sqlite_checks(name: str, path: Path, *, full: bool) -> Iterator[CheckResult]
             name, "connection", False, f"{path} cannot be looked at ({error}): {_SUSPECT}", "See who holds it.", "warning"
         )
     except sqlite3.DatabaseError as error:
-        yield _result(name, "integrity", False, f"{path} is corrupt: {error}", _restore(path))
+        yield _result(name, "integrity", False, f"{path} is corrupt: {error}", _restore(path), corruption=True)
 
 
 def _sqlite_contents(name: str, path: Path, database: sqlite3.Connection, full: bool) -> Iterator[CheckResult]:
@@ -82,7 +86,7 @@ def _sqlite_contents(name: str, path: Path, database: sqlite3.Connection, full: 
     said = [str(row[0]) for row in database.execute(f"PRAGMA {check}({_MOST_FINDINGS})")]
     whole = said == ["ok"]
     finding = f"{path}: {check} finds nothing" if whole else f"{path} is corrupt: {_first(said)}{_tables(database, said)}"
-    yield _result(name, "integrity", whole, finding, _restore(path))
+    yield _result(name, "integrity", whole, finding, _restore(path), corruption=True)
     if not whole:
         return
     broken = [(row[0], row[2]) for row in database.execute("PRAGMA foreign_key_check")]
@@ -142,7 +146,7 @@ def _postgresql(name: str, url: str, full: bool) -> Iterator[CheckResult]:
         yield _result(
             name, "checksum_failures", failures in ("", "0"),
             f"{failures} pages did not match their checksum when they were read" if failures not in ("", "0") else "every page that was read matched its checksum",
-            "Restore from a backup; look at the disk.",
+            "Restore from a backup; look at the disk.", corruption=True,
         )  # fmt: skip
     except _Failed as error:
         yield _result(name, "connection", False, f"the server does not say how it is ({error}): {_SUSPECT}", "", "warning")
@@ -156,7 +160,9 @@ def _amcheck(name: str, url: str, full: bool) -> CheckResult:
     except _Failed as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         if error.status == 2:  # it has read, and found
-            return _result(name, "integrity", False, f"corrupt: {_first(said)}", "Keep a copy of its files. Restore from a backup.")
+            return _result(
+                name, "integrity", False, f"corrupt: {_first(said)}", "Keep a copy of its files. Restore from a backup.", corruption=True
+            )  # fmt: skip
         return _result(name, "integrity", False, f"cannot be looked at ({_first(said)}): {_SUSPECT}", "Install pg_amcheck; in the database: CREATE EXTENSION amcheck", "warning")  # fmt: skip
     return _result(name, "integrity", True, "pg_amcheck finds nothing" + (", indexes compared with their tables" if full else ""))
 

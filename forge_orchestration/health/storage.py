@@ -47,7 +47,8 @@ def _outputs(settings: Settings, full: bool) -> CheckResult:
         more = f" (and {len(wrong) - _MOST_NAMED} more)" if len(wrong) > _MOST_NAMED else ""
         finding = f"no longer what was collected: {'; '.join(wrong[:_MOST_NAMED])}{more}"
         return CheckResult(
-            name="outputs", target=TARGET, passed=False, finding=finding, remedy="Run the analysis again, or restore a backup. Look at the disk."
+            name="outputs", target=TARGET, passed=False, finding=finding, remedy="Run the analysis again, or restore a backup. Look at the disk.",
+            corruption=True,
         )  # fmt: skip
     return CheckResult(
         name="outputs", target=TARGET, passed=True, finding=f"{looked} outputs that were read are what was collected"

@@ -17,6 +17,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
         severity: `error` if executions are refused or must not be trusted; `warning` otherwise.
         finding: What was found, one sentence, also when all is well.
         remedy: The one command or step that repairs it; empty when passed.
+        corruption: Whether what was looked at was read, and is not what it was. What could not be looked at is only suspect.
     """
 
     name: str
@@ -25,3 +26,4 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
     severity: Literal["error", "warning"] = "error"
     finding: str = ""
     remedy: str = ""
+    corruption: bool = False

@@ -12,6 +12,7 @@ import msgspec
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.logs import tail
+from forge_orchestration.model.health import CheckResult
 from forge_orchestration.operations.self_test import missing_libraries, run_self_test
 from forge_orchestration.runtimes import building, catalog, seal
 
@@ -68,6 +69,19 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
     return Verification(
         runtime=name, state=state, tier="full" if full else "quick", findings=findings or known, files=build.files,
         took_s=round(time.monotonic() - started, 3),
+    )  # fmt: skip
+
+
+def as_check(found: Verification) -> CheckResult:
+    """What was found, as `forge doctor` (`seal`, quick) and `forge health --full` (`content`, full) show it."""
+    passed = not found.findings
+    more = f" and {len(found.findings) - 3} more" if len(found.findings) > 3 else ""
+    return CheckResult(
+        name="content" if found.tier == "full" else "seal", target=found.runtime, passed=passed,
+        remedy="" if passed else f"forge runtimes repair {found.runtime}", corruption=not passed and found.state != "quarantined",
+        finding="; ".join(found.findings[:3]) + more if found.findings
+        else f"{found.files} files, packages, libraries and self-test are as they were built" if found.tier == "full"
+        else f"{found.files} files as sealed",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import dagster as dg
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.health.checks import run_checks
+from forge_orchestration.health.last import keep
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.runtimes.catalog import build_folder, load_build, load_definition
 from forge_orchestration.settings import Settings
@@ -54,7 +55,9 @@ def health_definitions(settings: Settings, runtimes: Sequence[str]) -> dg.Defini
     )
     def forge_health(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         before: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
-        found = _by_target(run_checks(settings), list(keys))
+        results = run_checks(settings)
+        keep(settings, results, "quick")
+        found = _by_target(results, list(keys))
         events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
         now: dict[str, Any] = {}
         for target, results in found.items():

@@ -207,7 +207,7 @@ def load_build(folder: Path) -> Runtime | None:
         return msgspec.json.decode((folder / "runtime.json").read_bytes(), type=Runtime)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise RuntimeCatalogError(f"{folder}/runtime.json cannot be read: {error}.", "Build the runtime again.") from error
 
 
@@ -235,8 +235,11 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
     return resolved(runtime, folder, verdict.at, definition.limits)
 
 
-def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
+def state(name: str, settings: Settings, *, max_age_s: float = 0.0) -> tuple[RuntimeState, list[str]]:
     """How the runtime called `name` is, by a quick look, and what was found.
+
+    Args:
+        max_age_s: Believe an earlier quick look that found nothing, if it is younger.
 
     Raises:
         RuntimeCatalogError: It is unknown.
@@ -248,7 +251,7 @@ def state(name: str, settings: Settings) -> tuple[RuntimeState, list[str]]:
         return ("building" if _is_building(name, settings) else "missing"), []
     if why := seal.quarantine(folder):
         return "quarantined", [why]
-    findings = seal.quick_verdict(folder, tree(runtime, folder), 0).findings
+    findings = seal.quick_verdict(folder, tree(runtime, folder), max_age_s).findings
     if not findings and (full := seal.full_verdict(folder)) is not None:
         findings = full.findings
     return ("unhealthy" if findings else "ready"), findings

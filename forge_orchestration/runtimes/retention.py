@@ -75,7 +75,7 @@ def _mounted(settings: Settings) -> set[tuple[int, int]]:
             plan = read_plan(folder)
         except FileNotFoundError:  # one that has no plan yet has nothing mounted
             continue
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise RuntimeCatalogError(f"What {folder} has mounted cannot be told: {error}.", "Put it right: forge gc") from error
         used |= {(bind.device, bind.inode) for bind in plan.binds if bind.target == view.RUNTIME}
     return used

@@ -174,7 +174,7 @@ def load(folder: Path, name: str = _SEAL) -> list[Entry]:
     """
     try:
         return msgspec.json.decode((folder / name).read_bytes(), type=list[Entry])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise RuntimeCatalogError(f"The seal {folder}/{name} cannot be read: {error}.", "Build the runtime again.") from error
 
 
@@ -185,7 +185,7 @@ def quick_verdict(folder: Path, tree: Tree, max_age_s: float) -> Verdict:
         last = msgspec.json.decode(path.read_bytes(), type=Verdict)
         if not last.findings and 0 <= time.time() - last.at < max_age_s:
             return last
-    except (OSError, msgspec.DecodeError):
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):
         pass
     verdict = Verdict(at=time.time(), findings=compare(folder, tree, full=False))
     try:
@@ -201,7 +201,7 @@ def full_verdict(folder: Path) -> Verdict | None:
         return msgspec.json.decode((folder / "verified-full.json").read_bytes(), type=Verdict)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:  # it may have held findings
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:  # it may have held findings
         return Verdict(at=0.0, findings=[f"{folder}/verified-full.json cannot be read ({error})"])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("dagster", "dagster_webserver", "pandas", "numpy", "psutil", "uv")
+HEAVY = ("dagster", "dagster_webserver", "pandas", "numpy", "psutil", "uv", "sqlalchemy", "prometheus_client")
 
 
 def modules_after(code: str, tmp_path: Path) -> set[str]:
@@ -47,6 +47,12 @@ def test_importing_the_package_is_cheap(tmp_path: Path) -> None:
     loaded = modules_after("import forge_orchestration", tmp_path)
     assert "forge_orchestration.engine" not in loaded
     assert not loaded & {*HEAVY, "rich", "yaml", "sqlite3", "asyncio"}
+
+
+def test_metrics_load_neither_dagster_nor_pandas(tmp_path: Path) -> None:
+    loaded = modules_after(command("metrics"), tmp_path)
+    assert "forge_orchestration.metrics.exposition" in loaded
+    assert not loaded & (set(HEAVY) - {"prometheus_client"})
 
 
 def test_the_spawner_loads_what_supervisors_need_and_no_more(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from forge_orchestration.errors import SpecError
 
 NAMES = [
     "AnalysisSpec", "BackendUnavailableError", "EndReason", "ExecutionFailed", "ExecutionRecord", "ExecutorError", "ForgeError", "HostError",
-    "InternalError", "Limits", "RuntimeCatalogError", "SandboxError", "SpecError", "Status", "StoreError", "SubmitError", "run",
+    "InternalError", "Limits", "RuntimeCatalogError", "SandboxError", "SpecError", "Status", "StoreError", "SubmitError", "executions_frame",
+    "run",
 ]  # fmt: skip
 
 
@@ -31,6 +32,12 @@ def test_the_signature_of_run() -> None:
         "listener: 'Listener | None' = None, cancel: 'threading.Event | None' = None)"
     )
     assert signature.return_annotation == "ExecutionRecord"
+
+
+def test_the_signature_of_executions_frame() -> None:
+    assert str(inspect.signature(forge_orchestration.executions_frame)) == (
+        "(*, analysis: 'str | None' = None, status: 'str | None' = None, since: 'datetime | str | None' = None) -> 'pd.DataFrame'"
+    )
 
 
 def test_the_fields_of_a_record() -> None:

@@ -65,6 +65,8 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             [neighbours]
             cpu_weight = 50
             write_bytes_per_s = "20MiB"
+            [metrics]
+            max_label_values = 9
             """,
         )
     )
@@ -77,6 +79,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (settings.maximum.cpus, settings.maximum.scratch_bytes) == (1.5, 100 * 2**30), "nobody may ask for more than there is"
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
+    assert settings.metrics.max_label_values == 9
     assert settings.supervision.on_controller_loss == "continue" and settings.verify_max_age_s == 5
 
 
@@ -102,6 +105,7 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[supervision]\non_controller_loss = 'ignore'", "on_controller_loss"), ("[supervision]\npoll_s = 'x'", "poll_s"),
         ("[neighbours]\ncpu_share = 5", "cpu_share"), ("[neighbours]\nwrite_bytes_per_s = 'fast'", "write_bytes_per_s"),
         ("[neighbours]\noom_score_adj = 'x'", "oom_score_adj"), ("neighbours = 5", "neighbours"),
+        ("[metrics]\nport = 5", "port"), ("[metrics]\nmax_label_values = 'x'", "max_label_values"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
@@ -117,7 +121,7 @@ def test_a_mistake_is_one_sentence_that_names_file_and_key(tmp_path: Path, text:
     ["[cgroup]\nparent = '../escape'", "[cgroup]\nparent = '/absolute'", "[identity]\ncount = 0", "[identity]\ncount = -5",
      "[identity]\nfirst_uid = 0", "[identity]\nfirst_uid = -1", "[messages]\nmax_count = -1", "[outputs]\nmax_depth = -1",
      "[neighbours]\ncpu_weight = 0", "[neighbours]\noom_score_adj = -1", "[neighbours]\ncpu_slice_ms = 101",
-     "[neighbours]\nwrite_bytes_per_s = 0", "[neighbours]\nwrites_per_s = 0", "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
+     "[metrics]\nmax_label_values = 0", "[neighbours]\nwrite_bytes_per_s = 0", "[neighbours]\nwrites_per_s = 0", "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
     ids=lambda value: value.replace("\n", " ")[:40],
 )  # fmt: skip
 def test_values_of_the_right_type_that_would_break_a_protection_are_refused(tmp_path: Path, text: str) -> None:

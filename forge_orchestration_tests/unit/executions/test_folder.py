@@ -68,7 +68,7 @@ def test_no_record_is_a_sentence(tmp_path: Path) -> None:
         ExecutionFolder(tmp_path, ID).read_record()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"execution_id": "\xff", "analysis": "a"}'])
 def test_a_torn_record_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     folder = ExecutionFolder(tmp_path, ID)
     folder.create()

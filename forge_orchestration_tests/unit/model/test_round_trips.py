@@ -11,6 +11,20 @@ import pytest
 
 import forge_orchestration
 from forge_orchestration.executors.admission import Book, Claim
+from forge_orchestration.health.last import LastResult, LastResults
+from forge_orchestration.metrics.present import RuntimeNow
+from forge_orchestration.metrics.status import (
+    Active,
+    Actives,
+    Check,
+    Claimed,
+    Day,
+    FailedExecution,
+    Health,
+    IsolationNow,
+    QuestStatus,
+    RuntimeHealth,
+)
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.limits import Limits
@@ -50,6 +64,7 @@ from forge_orchestration.settings import (
     IdentitySettings,
     IsolationSettings,
     MessageSettings,
+    MetricsSettings,
     NeighbourSettings,
     OutputSettings,
     RuntimeRule,
@@ -107,13 +122,33 @@ CLAIM = Claim(
     execution_id="x", priority=-4, limits=LIMITS, capacity=CAPACITY, pid=1, start_time=2**62, folder=TEXT, group="/g", ticket=7,
     granted=True,
 )  # fmt: skip
+CHECK_RESULT = CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT, corruption=True)
+LAST = LastResult(result=CHECK_RESULT, tier="full", checked_at=0.5, since=0.25, about="database")
+CHECK = Check(
+    target=TEXT, name="n", passed=False, severity="error", corruption=True, finding=TEXT, remedy=TEXT, tier="quick", checked_at=0.5,
+    since=0.25,
+)  # fmt: skip
+HEALTH = Health(overall="unhealthy", errors=1, warnings=2, oldest_at=0.5, checks=[CHECK])
+ACTIVE = Active(execution_id="x", analysis=TEXT, runtime="r", status=Status.QUEUED, message=TEXT, queued_at=0.5, started_at=None)
+FAILED = FailedExecution(
+    execution_id="x", analysis=TEXT, runtime="r", status="failed", end_reason="memory", message=TEXT, ended_at=None
+)
+DAY = Day(ended=3, by_status={"failed": 3}, by_end_reason={"memory": 3}, suspect=1, success_rate=None)
+RUNTIME_HEALTH = RuntimeHealth(name="r", state="quarantined", findings=[TEXT], checked_at=None)
+QUEST = QuestStatus(
+    generated_at=0.5, forge_version="1", host=TEXT, health=HEALTH, runtimes=[RUNTIME_HEALTH], running=Actives(count=0, first=[]),
+    queued=Actives(count=2, first=[ACTIVE]), capacity={"pids": Claimed(claimed=1.5, capacity=None)}, last_failures=[FAILED],
+    last_24h=DAY, corruption=[CHECK], isolation=IsolationNow(degraded=True, protections_off=["precedence"]),
+)  # fmt: skip
 EXAMPLES: list[msgspec.Struct] = [
+    LAST, LastResults(results=[LAST]), CHECK, HEALTH, ACTIVE, FAILED, DAY, RUNTIME_HEALTH, QUEST, QUEST.queued, QUEST.isolation,
+    QUEST.capacity["pids"], RuntimeNow(name="r", state="building", findings=[TEXT]), MetricsSettings(max_label_values=3),
     CAPACITY, CLAIM, Book(boot_id="b", next_ticket=8, checked_at=0.5, claims=[CLAIM]),
     LIMITS, MEASURED, SITE, BIND, RUNTIME, USAGE, INPUT, OUTPUT, REJECTED, LOG, ISOLATION, CLEANUP, RECORD, PLAN, PARAM, SPEC,
     CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
     CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
     Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}),
-    CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT),
+    CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT, corruption=True),
     InputSource(path="package://a/b", description=TEXT),
     AnalysisDefinition(
         name="n", folder="/f", command=("c",), description=TEXT, group="g", runtime="r", executor="e",
