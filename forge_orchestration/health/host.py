@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings, make_home
@@ -20,6 +21,7 @@ _PRESSURE = Path("/proc/pressure/memory")
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC of <sys/timex.h>
 
 
+@compiled
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
     """What two clocks said at one look: the one that people set, and the one that only goes on; seconds."""
 
