@@ -43,7 +43,7 @@ class Listener(Protocol):
     """Who wants to see an execution while it runs. Called from the thread that called `Engine.run`."""
 
     def on_started(self, record: ExecutionRecord) -> None:
-        """The execution has its id and its folder. If it is `queued` and has a message, that says what it waits for."""
+        """The execution has its id and its folder. If it is `queued` and has a message, that says what for."""
 
     def on_log(self, stream: str, data: bytes) -> None:
         """New bytes of `stdout` or `stderr`, untrusted."""
@@ -191,7 +191,8 @@ class Engine:
     ) -> ExecutionRecord:  # fmt: skip
         guard = self._guard(spec, prepared.folder)
         if guard is not None:
-            record = self._look_before(guard, record, prepared, cancel)
+            record = self._look_before(guard, record, prepared, None if announced else listener, cancel)
+            announced = True
             if record.status.is_final:
                 return record
         try:
@@ -271,11 +272,14 @@ class Engine:
         return Guard(self.settings, folder.id)
 
     def _look_before(
-        self, guard: Guard, record: ExecutionRecord, prepared: PreparedExecution, cancel: threading.Event | None
-    ) -> ExecutionRecord:
+        self, guard: Guard, record: ExecutionRecord, prepared: PreparedExecution, listener: Listener | None,
+        cancel: threading.Event | None,
+    ) -> ExecutionRecord:  # fmt: skip
         """The record is final then if what is guarded could not be looked at, or if it was canceled meanwhile."""
         try:
             record = self._noted(record, prepared.folder, message=f"Looking at {guard} before the start.")
+            if listener is not None:
+                listener.on_started(record)
             record = self._noted(record.with_guard(guard.look_before()), prepared.folder, message="")
             if cancel is not None and cancel.is_set():
                 return self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")

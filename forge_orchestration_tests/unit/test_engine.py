@@ -327,7 +327,11 @@ class TestGuarded:
         self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, path: Path
     ) -> None:
         executor.while_waiting = lambda: path.write_text("changed") and None
-        record = guarded.run(SPEC, runtime=runtime)
+        ears = Ears()
+        record = guarded.run(SPEC, runtime=runtime, listener=ears)
+        assert [(one.status, one.message) for one in ears.started] == [
+            (Status.QUEUED, "Looking at 1 guarded path before the start."),
+        ]  # fmt: skip
         assert record.succeeded and not record.suspect and record.guard is not None, "the analysis is not to blame"
         assert record.queued_at <= record.guard.before_at <= (record.started_at or 0) <= (record.guard.after_at or 0)
         assert [(one.target, one.verdict) for one in record.guard.findings] == [(str(path), "changed")]
