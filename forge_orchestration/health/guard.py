@@ -6,6 +6,7 @@ tells when, and which executions ran then, never who did it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -16,13 +17,14 @@ from forge_orchestration.executions.store import Store
 from forge_orchestration.executions.window import ran_meanwhile
 from forge_orchestration.health.databases import database_checks
 from forge_orchestration.health.protected_paths import look_at, shown
-from forge_orchestration.model.guard import FileState, GuardFacts, GuardFinding
+from forge_orchestration.model.guard import FileState, GuardFacts, GuardFinding, Verdict
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import Settings
 
 _OF_CONTENT = ("integrity", "foreign_keys", "checksum_failures", "read")
 _MOST_FILES_NAMED = 100
 _MOST_OTHERS_NAMED = 5
+_NOUNS = {"file": "a file", "folder": "a folder", "link": "a link to", "other": "a device, pipe or socket"}
 _MISSING = FileState(kind="missing")
 _Databases = dict[str, dict[str, CheckResult]]
 
@@ -74,10 +76,12 @@ class Guard:
         """
         began = time.time()
         databases, files = self._look()
-        found = [*self._databases_after(databases), *self._files_after(files)]
+        found = list(self._after(databases, files))
         others = self._others(store) if found else []
-        findings = [*self._facts.findings, *(_attributed(finding, others) for finding in found)]
-        return msgspec.structs.replace(self._facts, after_at=began, after_s=_since(began), findings=findings)
+        findings = [finding if unreadable else _attributed(finding, others) for finding, unreadable in found]
+        return msgspec.structs.replace(
+            self._facts, after_at=began, after_s=_since(began), findings=[*self._facts.findings, *findings]
+        )
 
     def _others(self, store: Store) -> list[str] | None:
         """Who ran between the two looks as well; None if that is not known."""
@@ -104,8 +108,8 @@ class Guard:
                 what = "is not there" if state.kind == "missing" else "cannot be read"
                 yield GuardFinding(target=shown(path), what=what, verdict="before", before=state), True
 
-    def _databases_after(self, databases: _Databases) -> Iterator[GuardFinding]:
-        """Verdicts as if nobody else had been there."""
+    def _after(self, databases: _Databases, files: dict[str, FileState]) -> Iterator[tuple[GuardFinding, bool]]:
+        """What is not as it was, with verdicts as if nobody else had been there, and whether that is only for want of a look."""
         for name, results in databases.items():
             before = self._databases[name]
             known = not any(_is_unreadable(result) for result in before.values())
@@ -113,29 +117,34 @@ class Guard:
                 earlier = before.get(result.name)
                 if earlier is not None and not earlier.passed:
                     continue  # told already
-                if not known or (earlier is None and result.name != "connection"):
-                    yield GuardFinding(target=name, what=f"{result.finding}; it was not looked at before", verdict="suspect")
-                elif _is_unreadable(result) and result.severity == "warning":
-                    yield GuardFinding(target=name, what=f"could not be looked at afterwards: {result.finding}", verdict="suspect")
+                verdict: Verdict = "suspect"
+                if _is_unreadable(result) and result.severity == "warning":
+                    what = f"could not be looked at afterwards: {result.finding}"
+                elif not known or (earlier is None and result.name != "connection"):
+                    what = f"{result.finding}; it was not looked at before"
                 else:
+                    what = f"{result.finding}; before the start it was whole"
                     verdict = "corrupted" if result.severity == "error" else "suspect"
-                    yield GuardFinding(target=name, what=f"{result.finding}; before the start it was whole", verdict=verdict)  # type: ignore[arg-type]
+                yield GuardFinding(target=name, what=what, verdict=verdict), _is_unreadable(result) and result.severity == "warning"
+        yield from self._files_after(files)
 
-    def _files_after(self, files: dict[str, FileState]) -> Iterator[GuardFinding]:
+    def _files_after(self, files: dict[str, FileState]) -> Iterator[tuple[GuardFinding, bool]]:
+        pairs = {
+            path: (self._files.get(path, _MISSING), files.get(path, _MISSING)) for path in sorted(self._files.keys() | files.keys())
+        }
+        closed = {path for path, pair in pairs.items() if any(state.kind == "unreadable" for state in pair)}
         changed = [
             (path, before, after)
-            for path in sorted(self._files.keys() | files.keys())
-            if not (before := self._files.get(path, _MISSING)).same_content(after := files.get(path, _MISSING))
+            for path, (before, after) in pairs.items()
+            if not before.same_content(after) and not any(above in closed for above in _above(path))
         ]
         for path, before, after in changed[:_MOST_FILES_NAMED]:
-            unknown = "unreadable" in (before.kind, after.kind)
-            yield GuardFinding(
-                target=shown(path), what=_change(before, after), verdict="suspect" if unknown else "changed", before=before, after=after
-            )  # fmt: skip
+            verdict: Verdict = "suspect" if path in closed else "changed"
+            finding = GuardFinding(target=shown(path), what=_change(before, after), verdict=verdict, before=before, after=after)
+            yield finding, path in closed
         if len(changed) > _MOST_FILES_NAMED:
-            yield GuardFinding(
-                target=", ".join(self._facts.paths), what=f"{len(changed) - _MOST_FILES_NAMED} more files are not as they were", verdict="changed"
-            )  # fmt: skip
+            what = f"{len(changed) - _MOST_FILES_NAMED} more files are not as they were"
+            yield GuardFinding(target=", ".join(self._facts.paths), what=what, verdict="changed"), False
 
 
 def _failed(results: dict[str, CheckResult]) -> list[CheckResult]:
@@ -166,14 +175,13 @@ def _change(before: FileState, after: FileState) -> str:
         case "link", "link":
             return f"points to {after.link_target}, and no longer to {before.link_target}"
         case _:
-            now = (
-                f"a link to {after.link_target}"
-                if after.kind == "link"
-                else f"a {after.kind}"
-                if after.kind != "other"
-                else "no file"
-            )
-            return f"was replaced: it was a {before.kind}, and is {now}"
+            return f"was replaced: it was {_NOUNS[before.kind]}, and is {_NOUNS[after.kind]} {after.link_target or ''}".rstrip()
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders above it."""
+    while (path := os.path.dirname(path)) != "/":
+        yield path
 
 
 def _attributed(finding: GuardFinding, others: Sequence[str] | None) -> GuardFinding:

@@ -25,7 +25,7 @@ def look_at(paths: Iterable[Path]) -> dict[str, FileState]:
     Raises:
         RuntimeCatalogError: There is no `sha256sum`.
     """
-    states = {name: _state(name) for path in paths for name in _beneath(os.fspath(path))}
+    states = {name: state for path in paths for name, state in _beneath(os.fspath(path))}
     files = {name: state for name, state in states.items() if state.kind == "file"}
     digests = sha256_of(Path("/"), ((name.removeprefix("/"), state.bytes or 0) for name, state in files.items()))
     for name, state in files.items():
@@ -43,22 +43,26 @@ def shown(path: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _beneath(top: str) -> Iterator[str]:
-    yield top
-    waiting = [top] if _state(top).kind == "folder" else []
+def _beneath(top: str) -> Iterator[tuple[str, FileState]]:
+    state = _state(top)
+    yield top, state
+    waiting = [top] if state.kind == "folder" else []
     while waiting:
         folder = waiting.pop()
         try:
             with os.scandir(folder) as entries:
                 found = list(entries)
+        except (FileNotFoundError, NotADirectoryError):  # since a moment ago
+            yield folder, _state(folder)
+            continue
         except OSError:
-            yield folder
+            yield folder, FileState(kind="unreadable")
             continue
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(entry.path)
             else:
-                yield entry.path
+                yield entry.path, _state(entry.path)
 
 
 def _state(path: str) -> FileState:
@@ -71,5 +75,5 @@ def _state(path: str) -> FileState:
     except OSError:
         return FileState(kind="unreadable")
     if kind == "folder":
-        return FileState(kind=kind if os.access(path, os.R_OK | os.X_OK) else "unreadable")
+        return FileState(kind=kind)
     return FileState(kind=kind, bytes=facts.st_size, mtime=facts.st_mtime, link_target=target)

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 FileKind = Literal["file", "folder", "link", "other", "missing", "unreadable"]
+Verdict = Literal["corrupted", "changed", "suspect", "before"]
 
 
 class FileState(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class GuardFinding(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     what: str
-    verdict: Literal["corrupted", "changed", "suspect", "before"]
+    verdict: Verdict
     before: FileState | None = None
     after: FileState | None = None
     others: list[str] = []

@@ -172,6 +172,16 @@ class TestPaths:
 
         assert "-rf: cannot be read" in as_nobody(look)
 
+    def test_a_folder_that_is_closed_afterwards_is_suspect_and_its_files_are_not_called_removed(
+        self, settings: Settings, files: Path, as_nobody: Callable[[Callable[[], str]], str]
+    ) -> None:
+        def look() -> str:
+            facts = looks(guarding(settings, files), Store(settings.store_path), lambda: (files / "deep").chmod(0))
+            (files / "deep").chmod(0o755)
+            return str([(Path(one.target).name, one.verdict, one.what) for one in facts.findings])
+
+        assert as_nobody(look) == "[('deep', 'suspect', 'could not be read afterwards')]"
+
     def test_one_that_is_not_there_refuses_or_is_noted(self, settings: Settings, store: Store, files: Path) -> None:
         gone = files / "no\x1bsuch"
         with pytest.raises(HostError, match=r"nothing was started: .*such: is not there.*on_unreadable") as caught:
@@ -221,6 +231,7 @@ class TestDatabases:
         with closing(real(database)) as holder:
             facts = looks(guarding(settings, database=database), store, lambda: holder.execute("BEGIN EXCLUSIVE"))
         assert only(facts).verdict == "suspect" and "could not be looked at afterwards" in only(facts).what and facts.is_suspect
+        assert "look for another program" not in only(facts).what, "nobody is known to have done anything"
 
     def test_one_that_is_not_there_before_refuses_or_is_noted(self, settings: Settings, store: Store, database: Path) -> None:
         whole = database.read_bytes()
