@@ -212,6 +212,22 @@ def test_a_controller_that_is_killed_leaves_a_record_that_says_so(place: Place, 
     looked_at_again(place, EndReason.CONTROLLER_LOST if on_loss == "kill" else EndReason.COMPLETED)
 
 
+def test_a_controller_that_is_killed_in_its_first_look(place: Place) -> None:
+    with closing(sqlite3.connect(place.database)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")  # the look waits for this
+        with place.forge.started("exec", *SMALL, "--", "touch", "/forge/outputs/ran") as process:
+            wait_until(
+                "its look",
+                lambda: place.forge.executions() and place.last().message.startswith("Looking at 1 guarded database and 1"),
+            )
+            process.kill()
+            process.wait(60)
+    reconcile(Engine(load_settings(place.forge.home)))
+    record = place.last()
+    assert record.end_reason is EndReason.CONTROLLER_LOST and "before the analysis began" in record.message
+    assert record.guard is None and not record.suspect and record.outputs == []
+
+
 def test_a_controller_that_is_killed_in_its_second_look(place: Place) -> None:
     with place.running() as process, closing(sqlite3.connect(place.database)) as holder:
         holder.execute("BEGIN EXCLUSIVE")  # the look waits for this
