@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sqlite3
 import subprocess
@@ -17,9 +18,11 @@ import jsonschema
 import pytest
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.operations.reconcile import reconcile
+from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.cli.conftest import SMALL
 from forge_orchestration_tests.conftest import Forge, wait_until
@@ -54,7 +57,11 @@ class Place:
         """An execution that runs until the gate is opened."""
         words = words or ("exec", *SMALL, "--input", f"gate={self.gate}", "--", "sh", "-c", WAIT)
         with self.forge.started(*words) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            assert process.stdout is not None
+            said = select.select([process.stdout], [], [], 120)[0] and process.stdout.readline()
+            if said != "ready\n":
+                process.kill()
+                pytest.fail(f"it does not run: {self.last().to_json()} {process.communicate(timeout=30)}")
             yield process
 
     def open(self) -> None:
@@ -208,18 +215,23 @@ def test_a_controller_that_is_killed_leaves_a_record_that_says_so(place: Place, 
     place.open()
     record = wait_until("its end", lambda: one if (one := place.last()).status.is_final else None)
     assert record.guard is not None and record.guard.after_at is None and record.wants_second_look
-    reconcile(Engine(load_settings(place.forge.home)))
+    engine = Engine(load_settings(place.forge.home))
+    # its supervisor goes a moment after the record is final, and is left alone until then
+    wait_until("the reconciliation", lambda: reconcile(engine) and not place.last().wants_second_look)
     looked_at_again(place, EndReason.CONTROLLER_LOST if on_loss == "kill" else EndReason.COMPLETED)
+
+
+def looking(place: Place) -> bool:
+    with contextlib.suppress(ValueError, FileNotFoundError):  # there is no execution yet, or it has no record
+        return place.last().message.startswith("Looking at 1 guarded database and 1 guarded path")
+    return False
 
 
 def test_a_controller_that_is_killed_in_its_first_look(place: Place) -> None:
     with closing(sqlite3.connect(place.database)) as holder:
         holder.execute("BEGIN EXCLUSIVE")  # the look waits for this
         with place.forge.started("exec", *SMALL, "--", "touch", "/forge/outputs/ran") as process:
-            wait_until(
-                "its look",
-                lambda: place.forge.executions() and place.last().message.startswith("Looking at 1 guarded database and 1"),
-            )
+            wait_until("its look", lambda: looking(place))
             process.kill()
             process.wait(60)
     reconcile(Engine(load_settings(place.forge.home)))
@@ -237,10 +249,17 @@ def test_a_controller_that_is_killed_in_its_second_look(place: Place) -> None:
         assert place.forge("gc").stdout.startswith("1 alive, 0 closed"), "its controller is still at it"
         process.kill()
         process.wait(60)
-    assert place.last().wants_second_look
+    record = place.last()
+    assert record.wants_second_look
+    wait_until("its supervisor's end", lambda: not supervises(record))
     place.set("analyses = ['nobody']")
     assert place.forge("exec", *SMALL, "--", "true").returncode == 0, "the next start puts it right"
     looked_at_again(place, EndReason.COMPLETED, min(place.forge.executions()))
+
+
+def supervises(record: ExecutionRecord) -> bool:
+    supervisor = read_supervisor(ExecutionFolder(Path(record.folder).parent, record.execution_id))
+    return supervisor is not None and supervisor.is_alive
 
 
 def looked_at_again(place: Place, reason: EndReason, execution_id: str | None = None) -> None:
