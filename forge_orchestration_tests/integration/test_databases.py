@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -49,3 +50,19 @@ def test_a_slot_that_nobody_reads_is_a_warning(settings: Settings, server: Serve
     server.ask("SELECT pg_create_physical_replication_slot('left_behind')")
     slots = checked(settings, server, full=False)["replication_slots"]
     assert not slots.passed and slots.severity == "warning" and "left_behind" in slots.finding and "left_behind" in slots.remedy
+
+
+def test_a_password_in_the_url_opens_and_is_never_shown(settings: Settings, server: Server) -> None:
+    password = "p@ss/w:rd %hunter2"
+    server.ask("CREATE EXTENSION amcheck")
+    server.ask(f"CREATE ROLE reader SUPERUSER LOGIN PASSWORD '{password}'")
+    rules = server.data / "pg_hba.conf"
+    rules.write_text("local all reader scram-sha-256\n" + rules.read_text())
+    server.ask("SELECT pg_reload_conf()")
+    for written, passed in ((quote(password, safe=""), True), ("hunter2wrong", False)):
+        url = server.url.replace("bench@", f"reader:{written}@")
+        results = database_checks(msgspec.structs.replace(settings, protected_databases={"lab": url}), full=False)
+        assert results[0].name == "connection" and results[0].passed is passed, results[0].finding
+        assert passed is any(result.name == "integrity" and result.passed for result in results)
+        assert "hunter2" not in str(results)
+    assert "authentication failed" in results[0].finding
