@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -30,6 +30,9 @@ from forge_orchestration.runtimes.catalog import ResolvedRuntime
 from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings, make_home
 
+if TYPE_CHECKING:
+    from forge_orchestration.health.guard import Guard
+
 _Resolved = tuple[ResolvedRuntime, tuple[ResolvedInput, ...]]
 _LOOK_S = 0.1
 _RECOVERY_S = 2.0  # a short execution waits at most so long for what dead ones left; the rest is for the next start
@@ -40,7 +43,7 @@ class Listener(Protocol):
     """Who wants to see an execution while it runs. Called from the thread that called `Engine.run`."""
 
     def on_started(self, record: ExecutionRecord) -> None:
-        """The execution has its id and its folder. If it is `queued` and has a message, that says what it waits for."""
+        """The execution has its id and its folder. If it is `queued` and has a message, that says what for."""
 
     def on_log(self, stream: str, data: bytes) -> None:
         """New bytes of `stdout` or `stderr`, untrusted."""
@@ -186,14 +189,21 @@ class Engine:
         self, executor: AnalysisExecutor, spec: AnalysisSpec, record: ExecutionRecord, prepared: PreparedExecution,
         listener: Listener | None, cancel: threading.Event | None, *, announced: bool = False,
     ) -> ExecutionRecord:  # fmt: skip
+        guard = self._guard(spec, prepared.folder)
+        if guard is not None:
+            record = self._look_before(guard, record, prepared, None if announced else listener, cancel)
+            announced = True
+            if record.status.is_final:
+                return record
         try:
             handle = executor.submit(spec, prepared)
         except ForgeError as error:
             record = self._close_unstarted(record, prepared, EndReason.EXECUTOR_ERROR, str(error))
+            record = self._look_after(guard, record, prepared.folder)  # it may have run before it was given up
             with contextlib.suppress(ForgeError, OSError):  # what cannot be removed now is left to `forge gc`
                 executor.cleanup(ExecutionHandle(execution_id=record.execution_id, native_id=""))
             return record
-        return self._follow(executor, handle, prepared.folder, listener, cancel, announced)
+        return self._follow(executor, handle, prepared.folder, listener, cancel, announced, guard)
 
     def _open(
         self, spec: AnalysisSpec, runtime: ResolvedRuntime, inputs: tuple[ResolvedInput, ...]
@@ -228,7 +238,7 @@ class Engine:
 
     def _follow(
         self, executor: AnalysisExecutor, handle: ExecutionHandle, folder: ExecutionFolder, listener: Listener | None,
-        cancel: threading.Event | None, announced: bool,
+        cancel: threading.Event | None, announced: bool, guard: Guard | None,
     ) -> ExecutionRecord:  # fmt: skip
         self._recover(executor)
         feed = _Feed(executor, handle, listener)
@@ -248,9 +258,55 @@ class Engine:
             executor.wait(handle)
             raise
         finally:
-            record = folder.read_record()
+            record = self._look_after(guard, folder.read_record(), folder)
             with contextlib.suppress(StoreError):  # the record is the truth; the next start puts the row right
                 self.store.save(record)
+        return record
+
+    def _guard(self, spec: AnalysisSpec, folder: ExecutionFolder) -> Guard | None:
+        """What looks at what the deployment guards before and after this execution; None if it is not one of those."""
+        if not self.settings.guard.picks(spec.name, spec.group, spec.tags):
+            return None
+        from forge_orchestration.health.guard import Guard  # only who is guarded waits for what it loads
+
+        return Guard(self.settings, folder.id)
+
+    def _look_before(
+        self, guard: Guard, record: ExecutionRecord, prepared: PreparedExecution, listener: Listener | None,
+        cancel: threading.Event | None,
+    ) -> ExecutionRecord:  # fmt: skip
+        """The record is final then if what is guarded could not be looked at, or if it was canceled meanwhile."""
+        try:
+            record = self._noted(record, prepared.folder, message=f"Looking at {guard} before the start.")
+            if listener is not None:
+                listener.on_started(record)
+            record = self._noted(record.with_guard(guard.look_before()), prepared.folder, message="")
+            if cancel is not None and cancel.is_set():
+                return self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+        except ForgeError as error:
+            return self._close_unstarted(record, prepared, EndReason.SANDBOX_UNAVAILABLE, str(error))
+        except BaseException:
+            self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+            raise
+        return record
+
+    def _look_after(self, guard: Guard | None, record: ExecutionRecord, folder: ExecutionFolder) -> ExecutionRecord:
+        """The second look, if it was guarded and has run and ended; whatever comes of it is in the record."""
+        if guard is None or not record.status.is_final or not record.wants_second_look:
+            return record
+        assert record.guard is not None
+        facts = record.guard.not_looked_after("the look was interrupted")
+        try:
+            facts = guard.look_after(self.store)
+        except ForgeError as error:
+            facts = record.guard.not_looked_after(str(error))
+        finally:
+            record = record.with_guard(facts)
+            try:
+                with folder.locked():  # its supervisor writes no more
+                    folder.write_record(record)
+            except OSError as error:
+                raise _not_written(folder, error) from error
         return record
 
     def _recover(self, executor: AnalysisExecutor) -> None:

@@ -122,6 +122,54 @@ class RuntimeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.group in ("", group) and (not self.tag or self.tag in tags)
 
 
+class GuardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is looked at before and after certain executions.
+
+    Attributes:
+        analyses, groups, tags: Which executions; an analysis is guarded if one of them names it, all are with `"*"` in one.
+        databases: Names under `protected_databases`; None: all.
+        paths: Files and folders whose content must not change meanwhile.
+        tier: How thoroughly databases are read.
+        on_unreadable: Whether what cannot be looked at before the start refuses the execution, or is noted.
+    """
+
+    analyses: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    databases: tuple[str, ...] | None = None
+    paths: tuple[Path, ...] = ()
+    tier: Literal["quick", "full"] = "quick"
+    on_unreadable: Literal["refuse", "note"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if (self.paths or self.databases) and not (self.analyses or self.groups or self.tags):
+            raise ValueError('nothing is guarded without analyses, groups or tags (["*"] for all)')
+
+    def picks(self, name: str, group: str, tags: tuple[str, ...]) -> bool:
+        """Whether executions of the analysis of this name, group and tags are guarded."""
+        named = "*" in (*self.analyses, *self.groups, *self.tags)
+        return named or name in self.analyses or group in self.groups or not set(tags).isdisjoint(self.tags)
+
+
+class HostCheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From where on `forge doctor` and `forge health` warn of the host.
+
+    Attributes:
+        memory_pressure_percent: Of the last minute, in which some process waited for memory.
+        load_per_cpu: Processes that run or wait for the disk, a processor, over five minutes.
+        free_memory_bytes, free_disk_bytes: The least that is good.
+        free_inodes_percent: Of the file system that holds `FORGE_HOME`.
+        clock_jump_s: How far back the clock may have been set since the last look.
+    """
+
+    memory_pressure_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
+    load_per_cpu: Annotated[float, msgspec.Meta(gt=0)] = 4.0
+    free_memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 2**30
+    free_disk_bytes: Annotated[int, msgspec.Meta(ge=0)] = 2 * 2**30
+    free_inodes_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 2.0
+    clock_jump_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
 @compiled
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings of one deployment. `docs/settings.md` lists them with their keys."""
@@ -136,6 +184,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runtime_rules: tuple[RuntimeRule, ...] = ()
     verify_max_age_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     protected_databases: dict[str, str] = {}
+    guard: GuardSettings = GuardSettings()
+    host_checks: HostCheckSettings = HostCheckSettings()
     identity: IdentitySettings = IdentitySettings()
     cgroup: CgroupSettings = CgroupSettings()
     messages: MessageSettings = MessageSettings()
@@ -213,7 +263,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "verify_max_age_s", "protected_databases",
-    "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics",
+    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics",
 )  # fmt: skip
 
 
@@ -262,15 +312,41 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
     values["capacity"] = msgspec.to_builtins(capacity)
-    if isinstance(neighbours := raw.get("neighbours"), dict):
-        sizes = {key: parse_bytes(neighbours[key], f"'{key}' in {path}") for key in neighbours if key.endswith("_bytes_per_s")}
-        values["neighbours"] = neighbours | sizes
+    for section, ending in (("neighbours", "_bytes_per_s"), ("host_checks", "_bytes")):
+        if isinstance(table := raw.get(section), dict):
+            values[section] = table | {
+                key: parse_bytes(value, f"'{key}' in {path}") for key, value in table.items() if key.endswith(ending)
+            }
+    _check_written_paths(raw.get("guard"), path)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:
         settings = msgspec.convert(values, Settings, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         raise SpecError(f"The settings in {path} are wrong: {error}.") from error
+    _check_guard(settings, path)
     return settings
+
+
+def _check_written_paths(guard: object, path: Path) -> None:
+    """A relative path would be another one in each folder that a command is started in, and guard nothing."""
+    paths = guard.get("paths") if isinstance(guard, dict) else None
+    for one in paths if isinstance(paths, list) else ():
+        if isinstance(one, str) and (not os.path.isabs(os.path.expanduser(one)) or "\0" in one):
+            raise SpecError(f"[guard] in {path} has the path {one!r}; it must be absolute.")
+
+
+def _check_guard(settings: Settings, path: Path) -> None:
+    guard = settings.guard
+    for name in guard.databases or ():
+        if name not in settings.protected_databases:
+            raise SpecError(f"[guard] in {path} names the database '{name}', which is not under [protected_databases].")
+    for one in guard.paths:
+        for busy in (settings.executions_dir, settings.scratch_dir, settings.store_path):
+            if one.is_relative_to(busy) or busy.is_relative_to(one):
+                raise SpecError(f"[guard] in {path} has the path {one}, which changes with each execution because of {busy}.")
+    picks = guard.analyses or guard.groups or guard.tags
+    if picks and not guard.paths and not (settings.protected_databases if guard.databases is None else guard.databases):
+        raise SpecError(f"[guard] in {path} has nothing to look at: it needs paths, or databases under [protected_databases].")
 
 
 def _decode_path(kind: type, value: object) -> object:

@@ -98,6 +98,9 @@ def _run_shown(run: Callable[..., ExecutionRecord], *, as_json: bool, summary: b
             print_record(record)
         elif not record.succeeded:
             print(f"forge: {record.message} [{record.execution_id}]", file=sys.stderr)
+        if not summary and record.guard is not None:
+            for finding in record.guard.findings:
+                print(f"forge: {finding.verdict}: {finding.target}: {finding.what} [{record.execution_id}]", file=sys.stderr)
     return record
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from forge_orchestration.model.guard import GuardFacts
 from forge_orchestration.model.record import ExecutionRecord, Measured
 from forge_orchestration.units import format_bytes, format_seconds
 
@@ -81,8 +82,23 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
     yield "Logs", [(name, f"{log.path} ({format_bytes(log.bytes)})") for name, log in record.logs.items()]
     if record.outputs:
         yield "Outputs", [(one.name, f"{record.folder}/outputs/{one.path} ({format_bytes(one.bytes)})") for one in record.outputs]
+    if record.guard is not None:
+        yield "Guarded", _guarded(record.guard)
     if record.rejected_outputs:
         yield "Not kept", [(one.path, one.why) for one in record.rejected_outputs]
+
+
+def _guarded(guard: GuardFacts) -> list[tuple[str, str]]:
+    afterwards = _when(guard.after_at) if guard.after_at else guard.why_not_after or "-"
+    looked_at = [f"database {name} ({guard.tier})" for name in guard.databases]
+    if guard.paths:
+        looked_at.append(f"{guard.files} files ({format_bytes(guard.bytes)}) in {', '.join(guard.paths)}")
+    return [
+        ("looked at", "; ".join(looked_at)),
+        ("before", _when(guard.before_at)),
+        ("afterwards", afterwards),
+        *((finding.verdict, f"{finding.target}: {finding.what}") for finding in guard.findings),
+    ]
 
 
 def _limit(name: str, value: float) -> str:

@@ -165,6 +165,13 @@ class Store:
         with self._lock, self._told("read"):
             return {row[0]: (row[1], row[2]) if row[1] is not None else None for row in self._db.execute(query)}
 
+    def may_have_run(self, since: float, until: float) -> builtins.list[tuple[str, float | None, float | None]]:
+        """Id, start and end, as far as the index has them, of executions that did not end before the one moment or come after the other."""
+        query = """SELECT execution_id, started_at, ended_at FROM executions
+            WHERE queued_at <= ? AND (ended_at IS NULL OR ended_at >= ?) ORDER BY execution_id"""
+        with self._lock, self._told("read"):
+            return list(self._db.execute(query, (until, since)))
+
     def controllers_of_run(self, dagster_run_id: str) -> set[tuple[int, int]]:
         """Pid and start time of each process that started an execution for a Dagster run."""
         query = "SELECT controller_pid, controller_start FROM executions WHERE dagster_run_id = ? AND controller_pid IS NOT NULL"

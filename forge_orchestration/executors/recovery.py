@@ -130,6 +130,9 @@ class Recovery:
             said = f"Forge was killed {when}. Run it again."
             record = close_in_its_place(folder, self._settings, EndReason.CONTROLLER_LOST, said, self._site)
             done.append(folder.id if done is self.report.closed else f"leftovers of {folder.id}")
+        if record.wants_second_look and record.guard is not None:
+            record = record.with_guard(record.guard.not_looked_after("the controller was lost"))
+            folder.write_record(record)
         if self._store.status(folder.id) != record.status:
             self._store.save(record)
             if folder.id not in self.report.closed:

@@ -1,10 +1,8 @@
-"""All checks, for `forge doctor` and the sensor. None of them changes anything but for the workspace of its own test sandbox."""
+"""All checks, for `forge doctor` and the sensor. None of them changes anything, but for a test sandbox and the time of the last look."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,17 +10,17 @@ from forge_orchestration.errors import ForgeError, HostError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import standing
+from forge_orchestration.health.guard_outlook import guard_outlook
+from forge_orchestration.health.host import room_and_time_checks
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.supervisor import PROTECTIONS
-from forge_orchestration.settings import Settings, make_home
+from forge_orchestration.settings import GuardSettings, Settings, make_home
 from forge_orchestration.units import format_bytes
 
-_LEAST_FREE_BYTES = 2 * 2**30
-_LEAST_FREE_SHARE = 0.02
 _READ_BACK = {
     "memory_limit": "memory_bytes", "cpu_limit": "cpus", "pids_limit": "pids", "open_files_limit": "open_files",
     "scratch_limit": "scratch_bytes",
@@ -50,9 +48,9 @@ def host_checks(settings: Settings) -> list[CheckResult]:
     results += [line for line in _protections(settings, failed) if line.name not in told or line.finding.startswith("off")]
     results.append(_attempt("capacity", lambda: _capacity(settings)))
     results.append(_attempt("stuck", lambda: _stuck(settings)))
-    results.append(_disk(settings))
-    results.append(_memory())
-    return results
+    if settings.guard != GuardSettings():
+        results.append(_attempt("guard", lambda: guard_outlook(settings), "warning"))
+    return results + room_and_time_checks(settings)
 
 
 def runtime_check(name: str, settings: Settings) -> CheckResult:
@@ -153,28 +151,3 @@ def _stuck(settings: Settings) -> str:
     if found:
         raise HostError(" ".join(found), "Look at what their files lie on; when nothing else helps: restart the host.")
     return "no execution waits for a process that hangs in the kernel"
-
-
-def _disk(settings: Settings) -> CheckResult:
-    make_home(settings)
-    space = shutil.disk_usage(settings.home)
-    inodes = os.statvfs(settings.home)
-    share = inodes.f_favail / inodes.f_files if inodes.f_files else 1.0
-    passed = space.free >= _LEAST_FREE_BYTES and share >= _LEAST_FREE_SHARE
-    return CheckResult(
-        name="disk", target="host", passed=passed, severity="warning",
-        finding=f"{format_bytes(space.free)} and {share:.0%} of the inodes free at {settings.home}",
-        remedy="" if passed else "Remove executions that are no longer needed, or set FORGE_HOME to a larger disk.",
-    )  # fmt: skip
-
-
-def _memory() -> CheckResult:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    passed = memory.available >= 2**30
-    return CheckResult(
-        name="memory", target="host", passed=passed, severity="warning",
-        finding=f"{format_bytes(memory.available)} of {format_bytes(memory.total)} available",
-        remedy="" if passed else "Wait for other work to end, or run it elsewhere.",
-    )  # fmt: skip

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.health.database_url import DatabaseUrl
+from forge_orchestration.health.other_databases import other_checks
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings
@@ -27,10 +29,11 @@ _TIMEOUT_S = {False: 60.0, True: 3600.0}
 _SUSPECT = "suspect, not known to be corrupt"
 
 
-def database_checks(settings: Settings, *, full: bool) -> list[CheckResult]:
+def database_checks(settings: Settings, *, full: bool, only: Collection[str] | None = None) -> list[CheckResult]:
     """The checks of every database under `protected_databases` in the settings, in that order.
 
     Args:
+        only: Those of these names.
         full: Read everything (`integrity_check`, `pg_amcheck` with all indexes); else what takes seconds.
 
     Raises:
@@ -39,17 +42,22 @@ def database_checks(settings: Settings, *, full: bool) -> list[CheckResult]:
     for name in settings.protected_databases:
         if name in ("host", "storage", *runtime_names(settings)):
             raise SpecError(f"A database under [protected_databases] is called '{name}', as something else that is checked.")
-    return [result for name, url in settings.protected_databases.items() for result in _checks(name, url, full)]
+    wanted = {name: url for name, url in settings.protected_databases.items() if only is None or name in only}
+    return [result for name, url in wanted.items() for result in _checks(name, url, full)]
 
 
-def _checks(name: str, url: str, full: bool) -> Iterator[CheckResult]:
-    kind = urlsplit(url).scheme.split("+")[0]
-    if kind == "sqlite":
-        yield from sqlite_checks(name, Path(url.split("://", 1)[1].removeprefix("/")), full=full)
-    elif kind in ("postgresql", "postgres"):
+def _checks(name: str, written: str, full: bool) -> Iterator[CheckResult]:
+    try:
+        url = DatabaseUrl(written)
+    except ValueError as error:
+        yield _result(name, "connection", False, f"cannot be looked at: {error}", "Correct its URL in settings.toml.", "warning")
+        return
+    if url.kind == "sqlite":
+        yield from sqlite_checks(name, Path(written.split("://", 1)[1].removeprefix("/")), full=full)
+    elif url.kind == "postgresql":
         yield from _postgresql(name, url, full)
     else:
-        yield _connects(name, url)
+        yield from other_checks(name, url)
 
 
 def _result(
@@ -123,11 +131,13 @@ def _restore(path: Path) -> str:
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 
-def _postgresql(name: str, url: str, full: bool) -> Iterator[CheckResult]:
+def _postgresql(name: str, url: DatabaseUrl, full: bool) -> Iterator[CheckResult]:
     try:
         version = _psql(url, "SHOW server_version")
     except _Failed as error:
-        yield _result(name, "connection", False, f"the server does not answer ({error}): {_SUSPECT}", "Is it running?", "warning")
+        yield _result(
+            name, "connection", False, f"the server does not answer ({_line(error)}): {_SUSPECT}", "Is it running?", "warning"
+        )
         return
     yield _result(name, "connection", True, f"PostgreSQL {version.split()[0]} answers")
     try:
@@ -149,14 +159,15 @@ def _postgresql(name: str, url: str, full: bool) -> Iterator[CheckResult]:
             "Restore from a backup; look at the disk.", corruption=True,
         )  # fmt: skip
     except _Failed as error:
-        yield _result(name, "connection", False, f"the server does not say how it is ({error}): {_SUSPECT}", "", "warning")
+        yield _result(name, "connection", False, f"the server does not say how it is ({_line(error)}): {_SUSPECT}", "", "warning")
     yield _amcheck(name, url, full)
 
 
-def _amcheck(name: str, url: str, full: bool) -> CheckResult:
+def _amcheck(name: str, url: DatabaseUrl, full: bool) -> CheckResult:
     words = ["--heapallindexed", "--rootdescend"] if full else ["--no-dependent-toast"]
+    words += ["--no-password"]
     try:
-        _run(["pg_amcheck", *words, url], full)
+        _run(["pg_amcheck", *words], url, full)
     except _Failed as error:
         said = [line for line in str(error).splitlines() if line.strip()]
         if error.status == 2:  # it has read, and found
@@ -175,15 +186,17 @@ class _Failed(Exception):
         self.status = status
 
 
-def _psql(url: str, question: str) -> str:
-    return _run(["psql", "--no-psqlrc", "--tuples-only", "--no-align", "--command", question, url], False)
+def _psql(url: DatabaseUrl, question: str) -> str:
+    return _run(["psql", "--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--command", question], url, False)
 
 
-def _run(command: list[str], full: bool) -> str:
+def _run(command: list[str], url: DatabaseUrl, full: bool) -> str:
     environment = {**os.environ, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C"}
+    if url.password is not None:  # an argument could be seen by every user of the host
+        environment["PGPASSWORD"] = url.password
     try:
         done = subprocess.run(
-            [_program(command[0]), *command[1:]], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            [_program(command[0]), *command[1:], url.without_password], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
             timeout=_TIMEOUT_S[full], check=False,
         )  # fmt: skip
     except FileNotFoundError:
@@ -191,7 +204,7 @@ def _run(command: list[str], full: bool) -> str:
     except subprocess.TimeoutExpired:
         raise _Failed(f"{command[0]} took longer than {_TIMEOUT_S[full]:.0f} s") from None
     if done.returncode != 0:
-        raise _Failed("\n".join(filter(None, (done.stdout.strip(), done.stderr.strip()))), done.returncode)
+        raise _Failed(url.hidden("\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))), done.returncode)
     return done.stdout.strip()
 
 
@@ -201,22 +214,8 @@ def _program(name: str) -> str:
     return str(versions[-1]) if versions else name
 
 
-# -- others ----------------------------------------------------------------------------------------------------------
-
-
-def _connects(name: str, url: str) -> CheckResult:
-    """Any other that SQLAlchemy knows: whether it answers."""
-    import sqlalchemy
-
-    try:
-        engine = sqlalchemy.create_engine(url)
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text("SELECT 1"))
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        return _result(
-            name, "connection", False, f"does not answer ({_first([str(error)])}): {_SUSPECT}", "Is it running?", "warning"
-        )
-    return _result(name, "connection", True, "answers")
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _first(said: list[str]) -> str:

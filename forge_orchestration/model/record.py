@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from forge_orchestration.model.compiled import compiled
+from forge_orchestration.model.guard import GuardFacts
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
 
@@ -149,6 +150,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Isolation | None = None
     violations: dict[str, int] | str = "not counted"
     suspect: bool = False
+    guard: GuardFacts | None = None
     usage: Usage = Usage()
     outputs: list[OutputFacts] = []
     rejected_outputs: list[RejectedOutput] = []
@@ -167,6 +169,16 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     def succeeded(self) -> bool:
         """Whether the analysis completed and everything it declared was collected."""
         return self.status is Status.SUCCEEDED
+
+    def with_guard(self, guard: GuardFacts) -> ExecutionRecord:
+        """The same with what was found of what is guarded."""
+        return msgspec.structs.replace(self, guard=guard, suspect=self.suspect or guard.is_suspect)
+
+    @property
+    def wants_second_look(self) -> bool:
+        """Whether it was guarded and has run, and what is guarded has not been looked at since."""
+        guard = self.guard
+        return guard is not None and self.started_at is not None and guard.after_at is None and not guard.why_not_after
 
     def to_json(self, indent: int = 2) -> str:
         """The record as `record.json` holds it."""

@@ -49,6 +49,7 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
         "limits": _limits(record),
         **_isolation(record),
         **_usage(record),
+        **_guard(record),
         "inputs": _table(("name", "sha256", "bytes", "source"), [(i.name, i.sha256, i.bytes, i.source) for i in record.inputs]),
         "outputs": _table(("name", "sha256", "bytes", "path"), [(o.name, o.sha256, o.bytes, o.path) for o in record.outputs]),
         "output_folder": dg.MetadataValue.path(str(folder / "outputs")),
@@ -168,6 +169,20 @@ def _usage(record: ExecutionRecord) -> dict[str, object]:
         "usage/io_write_mib": mib(usage.io_write_bytes),
         "usage/peak_scratch_mib": mib(usage.peak_scratch_bytes),
     }
+
+
+def _guard(record: ExecutionRecord) -> dict[str, object]:
+    guard = record.guard
+    if guard is None:
+        return {}
+    facts: dict[str, object] = {
+        "guard/before": dg.MetadataValue.timestamp(guard.before_at),
+        "guard/afterwards": dg.MetadataValue.timestamp(guard.after_at) if guard.after_at else guard.why_not_after or None,
+        "guard/findings": len(guard.findings),
+    }
+    if guard.findings:
+        facts["guard"] = _table(("verdict", "target", "what"), [(one.verdict, one.target, one.what) for one in guard.findings])
+    return facts
 
 
 def _claims(claimed: Mapping[str, Any]) -> dict[str, object]:

@@ -51,6 +51,8 @@ def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, 
         if error.transient:
             raise dg.RetryRequested(max_retries=TRANSIENT_RETRIES, seconds_to_wait=TRANSIENT_WAIT_S) from error
         raise failure_of(error) from None
+    for finding in record.guard.findings if record.guard is not None else ():
+        context.log.warning(f"{finding.verdict}: {finding.target}: {finding.what}")
     if cancel.is_set():
         context.log.error(f"{record.message} Its record is {record.folder}/record.json.")
         raise dg.DagsterExecutionInterruptedError

@@ -97,6 +97,45 @@ def test_ctrl_c_ends_the_sandbox_and_the_record_says_canceled(deployment: Deploy
     assert processes_with(MARK) == []
 
 
+def test_a_file_that_is_edited_beside_a_guarded_analysis_is_a_warning_in_the_run(deployment: Deployment, tmp_path: Path) -> None:
+    gate, genome = tmp_path / "gate", tmp_path / "genome.fa"
+    gate.mkdir(mode=0o755)
+    genome.write_text("ACGT")
+    mark = "dagster-cli-test-gated"
+    deployment.add_analysis(
+        "gated",
+        """
+        import os, time
+        while not os.path.exists("/forge/inputs/gate/open"):
+            time.sleep(0.05)
+        """,
+        f"group: clinical\ninputs: {{gate: {{path: '{gate}'}}}}\n",
+        command=f"[python, run.py, {mark}]",
+    )
+    settings = deployment.home / "settings.toml"
+    before = settings.read_text()
+    settings.write_text(f"{before}\n[guard]\ngroups = ['clinical']\npaths = ['{genome}']\n")
+    try:
+        process = subprocess.Popen(
+            deployment.job_command("gated"), cwd=REPOSITORY, env=deployment.environment, stderr=subprocess.PIPE, start_new_session=True
+        )  # fmt: skip
+        try:
+            wait_for("the analysis", lambda: processes_with(mark))
+            genome.write_text("ACGA")
+            (gate / "open").touch()
+            _, said = process.communicate(timeout=RUN_S)
+        finally:
+            process.kill()
+    finally:
+        settings.write_text(before)
+    record = deployment.records()[-1]
+    assert process.returncode == 0 and record["status"] == "succeeded"
+    assert [(one["target"], one["verdict"]) for one in record["guard"]["findings"]] == [(str(genome), "changed")]
+    (line,) = [line for line in said.decode().splitlines() if "WARNING" in line and str(genome) in line]
+    assert f"changed: {genome}: has other content" in line
+    assert "Looking at 1 guarded path before the start." in said.decode()
+
+
 @pytest.mark.parametrize("dagster_home", [None, REPOSITORY], ids=["from the repository", "elsewhere with DAGSTER_HOME"])
 def test_dagster_stores_under_forge_home(deployment: Deployment, tmp_path: Path, dagster_home: Path | None) -> None:
     storage = deployment.home / "dagster"

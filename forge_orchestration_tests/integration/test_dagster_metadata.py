@@ -10,6 +10,7 @@ import dagster as dg
 import msgspec
 import pytest
 
+from forge_orchestration.model.guard import GuardFacts, GuardFinding
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Enforced, ExecutionRecord, LogFacts, Measured, OutputFacts, Usage
@@ -74,6 +75,23 @@ def test_usage_is_numbers_that_plot(record: ExecutionRecord) -> None:
     assert metadata["usage/cpu_s"] == dg.MetadataValue.float(1.25)
     assert metadata["usage/peak_memory_mib"] == dg.MetadataValue.float(3.0)
     assert "usage/peak_pids" not in metadata, "nothing measured it, so nothing is claimed"
+
+
+def test_what_is_guarded_is_a_table_and_a_number_that_plots(record: ExecutionRecord) -> None:
+    assert not [name for name in record_metadata(record) if name.startswith("guard")]
+    guard = GuardFacts(databases=["lab"], before_at=5.0, after_at=6.0)
+    metadata = record_metadata(record.with_guard(guard))
+    assert metadata["guard/findings"] == dg.MetadataValue.int(0) and "guard" not in metadata
+    assert (metadata["guard/before"], metadata["guard/afterwards"]) == (
+        dg.MetadataValue.timestamp(5.0),
+        dg.MetadataValue.timestamp(6.0),
+    )
+    finding = GuardFinding(target="lab", what="it is corrupt", verdict="corrupted")
+    metadata = record_metadata(record.with_guard(msgspec.structs.replace(guard, findings=[finding])))
+    assert [row.data for row in table_of(metadata["guard"])] == [{"verdict": "corrupted", "target": "lab", "what": "it is corrupt"}]
+    lost = msgspec.structs.replace(guard, after_at=None).not_looked_after("the controller was lost")
+    metadata = record_metadata(record.with_guard(lost))
+    assert metadata["guard/afterwards"] == dg.MetadataValue.text("the controller was lost")
 
 
 def test_limits_show_what_was_read_back_beside_what_was_asked(record: ExecutionRecord) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from forge_orchestration.errors import BackendUnavailableError, HostError
 from forge_orchestration.model.capacity import Capacity
+from forge_orchestration.model.guard import GuardFacts, GuardFinding
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
@@ -95,6 +96,17 @@ def test_every_other_end_fails_the_step(execute: Callable[[Run], dg.ExecuteInPro
     assert failure is not None
     assert failure.description == f"It ended so: {reason}."
     assert failure.metadata["end_reason"].value == reason.value
+
+
+@pytest.mark.parametrize("reason", [EndReason.COMPLETED, EndReason.MEMORY])
+def test_findings_of_what_is_guarded_are_warnings_in_the_log_of_the_run(
+    execute: Callable[[Run], dg.ExecuteInProcessResult], capfd: pytest.CaptureFixture[str], reason: EndReason
+) -> None:
+    finding = GuardFinding(target="/srv/genome.fa", what="has other content", verdict="changed")
+    result = execute(lambda spec, cancel: ended(reason).with_guard(GuardFacts(paths=["/srv"], findings=[finding])))
+    assert result.success is (reason is EndReason.COMPLETED), "findings change nothing of that"
+    logged = [line for line in capfd.readouterr().err.splitlines() if "changed: /srv/genome.fa: has other content" in line]
+    assert len(logged) == 1 and "WARNING" in logged[0]
 
 
 def test_an_interrupt_is_passed_to_the_engine_and_ends_the_step(execute: Callable[[Run], dg.ExecuteInProcessResult]) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -15,62 +11,12 @@ import pytest
 from forge_orchestration.health.databases import database_checks
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import Settings, load_settings
-from forge_orchestration_tests.conftest import host_program, prerequisite
-
-PAGE = 8192
-
-
-class Server:
-    """One server in a folder of its own; started by root it belongs to `postgres` or `nobody`, as it must."""
-
-    def __init__(self, folder: Path) -> None:
-        host_program("psql", "postgresql")
-        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        prerequisite(bool(programs), "PostgreSQL is not installed: sudo apt-get install postgresql")
-        self.folder, self.data, self._programs = folder, folder / "data", programs[-1].parent
-        self._user: dict[str, object] = {}
-        if os.geteuid() == 0:
-            user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody"))
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        self.url = f"postgresql://bench@/postgres?host={folder}"
-        self.run("initdb", "-D", self.data, "-A", "trust", "-U", "bench", "--data-checksums", "--no-sync")
-
-    def run(self, program: str, *words: str | Path) -> str:
-        done = subprocess.run(
-            [self._programs / program, *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if program == "psql" else subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, text=True, check=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, **self._user,  # type: ignore[call-overload]
-        )  # fmt: skip
-        return str(done.stdout)
-
-    def start(self) -> None:
-        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
-        self.run("pg_ctl", "-D", self.data, "-w", "-l", self.folder / "log", "-o", options, "start")
-
-    def stop(self) -> None:
-        if (self.data / "postmaster.pid").exists():
-            self.run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
-
-    def ask(self, sql: str) -> str:
-        return self.run("psql", "-qAtc", sql, self.url).strip()
+from forge_orchestration_tests.integration.postgres_server import Server
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    folder = Path("/var/tmp", f"forge-test-pg-{os.getpid()}")
-    folder.mkdir()
-    try:
-        one = Server(folder)
-        one.start()
-        yield one
-        one.stop()
-    finally:
-        shutil.rmtree(folder)
 
 
 def checked(settings: Settings, server: Server, *, full: bool = True) -> dict[str, CheckResult]:
@@ -84,18 +30,12 @@ def test_a_damaged_table_is_found_and_named(settings: Settings, server: Server) 
     server.ask("CREATE EXTENSION amcheck")
     server.ask("CREATE TABLE counts (gene text PRIMARY KEY, number int)")
     server.ask("INSERT INTO counts SELECT 'gene ' || n, n FROM generate_series(1, 20000) n")
-    server.ask("CHECKPOINT")
     for full in (False, True):
         whole = checked(settings, server, full=full)
         assert {name: result.passed for name, result in whole.items()} == dict.fromkeys(
             ("connection", "checksums", "replication_slots", "checksum_failures", "integrity"), True
         ), [result.finding for result in whole.values()]
-    table = server.data / server.ask("SELECT pg_relation_filepath('counts')")
-    server.stop()
-    with open(table, "r+b") as file:
-        file.seek(3 * PAGE + 512)
-        file.write(b"\xff" * 1024)
-    server.start()
+    server.damage("counts")
     broken = checked(settings, server)
     assert broken["connection"].passed
     damage = broken["integrity"]
@@ -110,3 +50,19 @@ def test_a_slot_that_nobody_reads_is_a_warning(settings: Settings, server: Serve
     server.ask("SELECT pg_create_physical_replication_slot('left_behind')")
     slots = checked(settings, server, full=False)["replication_slots"]
     assert not slots.passed and slots.severity == "warning" and "left_behind" in slots.finding and "left_behind" in slots.remedy
+
+
+def test_a_password_in_the_url_opens_and_is_never_shown(settings: Settings, server: Server) -> None:
+    password = "p@ss/w:rd %hunter2"
+    server.ask("CREATE EXTENSION amcheck")
+    server.ask(f"CREATE ROLE reader SUPERUSER LOGIN PASSWORD '{password}'")
+    rules = server.data / "pg_hba.conf"
+    rules.write_text("local all reader scram-sha-256\n" + rules.read_text())
+    server.ask("SELECT pg_reload_conf()")
+    for written, passed in ((quote(password, safe=""), True), ("hunter2wrong", False)):
+        url = server.url.replace("bench@", f"reader:{written}@")
+        results = database_checks(msgspec.structs.replace(settings, protected_databases={"lab": url}), full=False)
+        assert results[0].name == "connection" and results[0].passed is passed, results[0].finding
+        assert passed is any(result.name == "integrity" and result.passed for result in results)
+        assert "hunter2" not in str(results)
+    assert "authentication failed" in results[0].finding

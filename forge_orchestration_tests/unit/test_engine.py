@@ -22,13 +22,14 @@ from forge_orchestration.executors.base import (
     ExecutorCapabilities,
     PreparedExecution,
 )
+from forge_orchestration.health.guard import Guard
 from forge_orchestration.model.limits import LIMIT_KEYS, Limits
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime
-from forge_orchestration.settings import Settings
+from forge_orchestration.settings import GuardSettings, Settings
 
 SPEC = AnalysisSpec(name="exec", command=("true",), limits=Limits(memory_bytes=2**26))
 
@@ -63,6 +64,8 @@ class FakeExecutor(AnalysisExecutor):
         self.submitted.append(execution.folder.id)
         if self.submit_error:
             raise self.submit_error
+        folder = execution.folder
+        folder.write_record(msgspec.structs.replace(folder.read_record(), started_at=time.time()))
         return ExecutionHandle(execution_id=execution.folder.id, native_id="1")
 
     def wait(self, handle: ExecutionHandle, timeout_s: float | None = None) -> ExecutionState:
@@ -306,6 +309,128 @@ class TestNothingIsLeft:
         with pytest.raises(RuntimeError):
             engine.run(SPEC, runtime=runtime)
         nothing_is_left(engine)
+
+
+class TestGuarded:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        (tmp_path / "reference").write_text("genome")
+        return tmp_path / "reference"
+
+    @pytest.fixture
+    def guarded(self, engine: Engine, path: Path) -> Engine:
+        guard = GuardSettings(analyses=("exec",), paths=(path,))
+        engine.settings = msgspec.structs.replace(engine.settings, guard=guard)
+        return engine
+
+    def test_it_is_looked_at_before_and_after(
+        self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, path: Path
+    ) -> None:
+        executor.while_waiting = lambda: path.write_text("changed") and None
+        ears = Ears()
+        record = guarded.run(SPEC, runtime=runtime, listener=ears)
+        assert [(one.status, one.message) for one in ears.started] == [
+            (Status.QUEUED, "Looking at 1 guarded path before the start."),
+        ]  # fmt: skip
+        assert record.succeeded and not record.suspect and record.guard is not None, "the analysis is not to blame"
+        assert record.queued_at <= record.guard.before_at <= (record.started_at or 0) <= (record.guard.after_at or 0)
+        assert [(one.target, one.verdict) for one in record.guard.findings] == [(str(path), "changed")]
+        assert ExecutionFolder(guarded.settings.executions_dir, record.execution_id).read_record() == record
+        assert guarded.store.list()[0]["status"] == "succeeded"
+
+    def test_another_analysis_is_not(self, guarded: Engine, runtime: ResolvedRuntime) -> None:
+        record = guarded.run(msgspec.structs.replace(SPEC, name="other", group="exec", tags=("exec",)), runtime=runtime)
+        assert record.succeeded and record.guard is None
+
+    def test_what_cannot_be_looked_at_refuses_it(
+        self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, path: Path
+    ) -> None:
+        path.unlink()
+        record = guarded.run(SPEC, runtime=runtime)
+        assert (record.status, record.end_reason) == (Status.REFUSED, EndReason.SANDBOX_UNAVAILABLE)
+        assert str(path) in record.message and "nothing was started" in record.message and executor.submitted == []
+        assert guarded.store.list()[0]["status"] == "refused"
+
+    @pytest.mark.parametrize("how", ["canceled", "interrupted"])
+    def test_one_that_is_ended_during_the_first_look_never_begins(
+        self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        cancel, messages = threading.Event(), []
+        real = Guard.look_before
+
+        def look(guard: Guard) -> object:
+            messages.append(ExecutionFolder(guarded.settings.executions_dir, guard._execution_id).read_record().message)
+            if how == "interrupted":
+                raise KeyboardInterrupt
+            cancel.set()
+            return real(guard)
+
+        monkeypatch.setattr(Guard, "look_before", look)
+        if how == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                guarded.run(SPEC, runtime=runtime, cancel=cancel)
+        else:
+            record = guarded.run(SPEC, runtime=runtime, cancel=cancel)
+            assert record.guard is not None and record.guard.after_at is None and record.guard.findings == []
+        assert messages == ["Looking at 1 guarded path before the start."]
+        assert executor.submitted == [] and guarded.store.list()[0]["status"] == "canceled"
+
+    def test_one_that_is_not_started_is_not_looked_at_afterwards(
+        self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, path: Path
+    ) -> None:
+        executor.submit_error = SubmitError("No.")
+        record = guarded.run(SPEC, runtime=runtime)
+        assert record.status is Status.FAILED and record.guard is not None
+        assert (record.guard.after_at, record.guard.findings, record.wants_second_look) == (None, [], False)
+
+    def test_canceled_while_it_runs_is_looked_at(
+        self, guarded: Engine, executor: FakeExecutor, runtime: ResolvedRuntime, path: Path
+    ) -> None:
+        executor.looks, cancel = 10**6, threading.Event()
+
+        def meanwhile() -> None:
+            path.unlink(missing_ok=True)
+            cancel.set()
+
+        executor.while_waiting = meanwhile
+        record = guarded.run(SPEC, runtime=runtime, cancel=cancel)
+        assert record.status is Status.CANCELED and record.guard is not None
+        assert [one.verdict for one in record.guard.findings] == ["changed"]
+
+    def test_an_interrupted_second_look_says_so(
+        self, guarded: Engine, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def look(guard: Guard, store: Store) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Guard, "look_after", look)
+        with pytest.raises(KeyboardInterrupt):
+            guarded.run(SPEC, runtime=runtime)
+        record = ExecutionFolder(guarded.settings.executions_dir, str(guarded.store.list()[0]["execution_id"])).read_record()
+        assert record.succeeded and record.suspect and record.guard is not None
+        assert record.guard.why_not_after == "the look was interrupted" and record.guard.after_at is None
+        assert [one.what for one in record.guard.findings] == ["not looked at afterwards: the look was interrupted"]
+
+    def test_a_second_look_that_cannot_be_made_says_why(
+        self, guarded: Engine, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Guard, "look_after", lambda guard, store: _raise(RuntimeCatalogError("No sha256sum.")))
+        record = guarded.run(SPEC, runtime=runtime)
+        assert record.succeeded and record.suspect and record.guard is not None and record.guard.why_not_after == "No sha256sum."
+
+    def test_a_second_look_that_cannot_be_written_is_left_to_recovery(
+        self, guarded: Engine, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = Guard.look_after
+
+        def look(guard: Guard, store: Store) -> object:
+            monkeypatch.setattr(ExecutionFolder, "write_record", _no_space)
+            return real(guard, store)
+
+        monkeypatch.setattr(Guard, "look_after", look)
+        with pytest.raises(StoreError, match="No space left"):
+            guarded.run(SPEC, runtime=runtime)
+        assert len(guarded.store.unfinished()) == 1
 
 
 def _no_space(*_: object) -> None:

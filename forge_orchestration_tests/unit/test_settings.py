@@ -62,6 +62,17 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             max_files = 4
             [supervision]
             on_controller_loss = "continue"
+            [protected_databases]
+            lab = "sqlite:////srv/lab.db"
+            [guard]
+            tags = ["clinical"]
+            databases = ["lab"]
+            paths = ["/srv/ref", "~/x"]
+            tier = "full"
+            on_unreadable = "note"
+            [host_checks]
+            free_disk_bytes = "5GiB"
+            load_per_cpu = 1.5
             [neighbours]
             cpu_weight = 50
             write_bytes_per_s = "20MiB"
@@ -80,6 +91,10 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
     assert settings.metrics.max_label_values == 9
+    guard = settings.guard
+    assert (guard.tags, guard.databases, guard.paths) == (("clinical",), ("lab",), (Path("/srv/ref"), Path.home() / "x"))
+    assert (guard.tier, guard.on_unreadable) == ("full", "note")
+    assert (settings.host_checks.free_disk_bytes, settings.host_checks.load_per_cpu) == (5 * 2**30, 1.5)
     assert settings.supervision.on_controller_loss == "continue" and settings.verify_max_age_s == 5
 
 
@@ -106,6 +121,12 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[neighbours]\ncpu_share = 5", "cpu_share"), ("[neighbours]\nwrite_bytes_per_s = 'fast'", "write_bytes_per_s"),
         ("[neighbours]\noom_score_adj = 'x'", "oom_score_adj"), ("neighbours = 5", "neighbours"),
         ("[metrics]\nport = 5", "port"), ("[metrics]\nmax_label_values = 'x'", "max_label_values"),
+        ("guard = 5", "guard"), ("[guard]\nanalysis = []", "analysis"), ("[guard]\ntier = 'deep'", "deep"),
+        ("[guard]\nanalyses = ['*']", "nothing to look at"), ("[guard]\npaths = ['/srv']", "nothing is guarded without"),
+        ("[guard]\nanalyses = ['a']\npaths = ['srv']", "must be absolute"), ('[guard]\nanalyses = ["a"]\npaths = ["/a\\u0000b"]', "must be absolute"),
+        ("[guard]\nanalyses = ['a']\npaths = [5]", "paths"), ("[guard]\nanalyses = ['a']\npaths = ['/']", "changes with each execution"),
+        ("[guard]\nanalyses = ['a']\ndatabases = ['no']", "'no', which is not under"), ("[guard]\non_unreadable = 'go'", "on_unreadable"),
+        ("[host_checks]\nload = 5", "load"), ("[host_checks]\nfree_disk_bytes = 'much'", "free_disk_bytes"), ("host_checks = 5", "host_checks"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
@@ -121,7 +142,9 @@ def test_a_mistake_is_one_sentence_that_names_file_and_key(tmp_path: Path, text:
     ["[cgroup]\nparent = '../escape'", "[cgroup]\nparent = '/absolute'", "[identity]\ncount = 0", "[identity]\ncount = -5",
      "[identity]\nfirst_uid = 0", "[identity]\nfirst_uid = -1", "[messages]\nmax_count = -1", "[outputs]\nmax_depth = -1",
      "[neighbours]\ncpu_weight = 0", "[neighbours]\noom_score_adj = -1", "[neighbours]\ncpu_slice_ms = 101",
-     "[metrics]\nmax_label_values = 0", "[neighbours]\nwrite_bytes_per_s = 0", "[neighbours]\nwrites_per_s = 0", "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan"],
+      "[metrics]\nmax_label_values = 0",
+     "[neighbours]\nwrite_bytes_per_s = 0", "[neighbours]\nwrites_per_s = 0", "[supervision]\npoll_s = 0", "[supervision]\npoll_s = -1", "[supervision]\npoll_s = nan",
+     "[host_checks]\nload_per_cpu = 0", "[host_checks]\nmemory_pressure_percent = 101", "[host_checks]\nclock_jump_s = nan"],
     ids=lambda value: value.replace("\n", " ")[:40],
 )  # fmt: skip
 def test_values_of_the_right_type_that_would_break_a_protection_are_refused(tmp_path: Path, text: str) -> None:
@@ -184,3 +207,31 @@ def test_a_file_in_its_place_is_a_sentence(tmp_path: Path) -> None:
 def test_a_rule_that_picks_nothing_or_holds_an_unknown_key(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match=r"runtime_rules"):
         load_settings(write(tmp_path, f"[[runtime_rules]]\n{text}"))
+
+
+@pytest.mark.parametrize(
+    ("marks", "guarded"),
+    [
+        ("analyses = ['*']", {"a", "exec"}), ("tags = ['*']", {"a", "exec"}), ("analyses = ['a', 'b']", {"a"}), ("groups = ['g']", {"a"}),
+        ("tags = ['x', 't']", {"a"}), ("tags = ['a', 'g']", set()), ("analyses = ['exec']", {"exec"}),
+    ],
+)  # fmt: skip
+def test_which_executions_are_guarded(tmp_path: Path, marks: str, guarded: set[str]) -> None:
+    guard = load_settings(write(tmp_path, f"[guard]\n{marks}\npaths = ['/srv']")).guard
+    there = {"a": ("g", ("s", "t")), "exec": ("", ())}
+    assert {name for name, (group, tags) in there.items() if guard.picks(name, group, tags)} == guarded
+
+
+def test_a_guarded_path_does_not_change_with_each_execution(tmp_path: Path) -> None:
+    for path in (
+        tmp_path,
+        tmp_path / "executions",
+        tmp_path / "executions/x",
+        tmp_path / "scratch",
+        tmp_path / "store.db",
+        tmp_path.parent,
+    ):
+        with pytest.raises(SpecError, match="changes with each execution"):
+            load_settings(write(tmp_path, f"[guard]\nanalyses = ['a']\npaths = ['{path}']"))
+    settings = load_settings(write(tmp_path, f"[guard]\nanalyses = ['a']\npaths = ['{tmp_path}/settings.toml']"))
+    assert settings.guard.paths == (tmp_path / "settings.toml",)

@@ -14,6 +14,7 @@ from forge_orchestration.executions.folder import ExecutionFolder, new_execution
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors import recovery
 from forge_orchestration.executors.recovery import TRIAL, Reconciled, Recovery, one_at_a_time, recover_meanwhile
+from forge_orchestration.model.guard import GuardFacts
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox import identity, linux
@@ -168,6 +169,34 @@ def test_a_record_that_cannot_be_read_does_not_stop_the_look(store: Store, setti
     looked.recover(looked.find())
     assert looked.report.closed == [good.id]
     assert len(looked.report.problems) == 1 and torn.id in looked.report.problems[0]
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.SUCCEEDED])
+def test_a_guarded_one_whose_controller_is_gone_says_that_nobody_looked_afterwards(
+    store: Store, settings: Settings, site: CgroupSite, status: Status
+) -> None:
+    """Unless nothing of it ran. With a final record the controller was lost at its second look."""
+    folder = begun(store, settings, DEAD)
+    reason = EndReason.COMPLETED if status.is_final else None
+    started = None if status is Status.QUEUED else 5.0
+    guard = GuardFacts(databases=["lab"], paths=["/srv/ref"], before_at=4.0)
+    changes = {"guard": guard, "status": status, "end_reason": reason, "started_at": started}
+    folder.write_record(msgspec.structs.replace(folder.read_record(), **changes))
+    for _ in range(2):
+        looked = Recovery(store, settings, site)
+        looked.recover(looked.find())
+        assert looked.report.problems == []
+    record = folder.read_record()
+    assert record.guard is not None and record.guard.after_at is None
+    if status is Status.QUEUED:
+        assert (record.suspect, record.guard.findings, record.guard.why_not_after) == (False, [], "")
+    else:
+        assert record.suspect and record.guard.why_not_after == "the controller was lost"
+        what = "not looked at afterwards: the controller was lost"
+        assert [(one.target, one.what, one.verdict) for one in record.guard.findings] == [
+            ("lab", what, "suspect"), ("/srv/ref", what, "suspect"),
+        ]  # fmt: skip
+    assert store.status(folder.id) == ("succeeded" if status.is_final else "lost")
 
 
 def test_which_controllers_live() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import forge_orchestration
 from forge_orchestration.executors.admission import Book, Claim
+from forge_orchestration.health.host import ClockReading
 from forge_orchestration.health.last import LastResult, LastResults
 from forge_orchestration.metrics.present import RuntimeNow
 from forge_orchestration.metrics.status import (
@@ -26,6 +27,7 @@ from forge_orchestration.metrics.status import (
     RuntimeHealth,
 )
 from forge_orchestration.model.capacity import Capacity
+from forge_orchestration.model.guard import FileState, GuardFacts, GuardFinding
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.messages import Message
@@ -61,6 +63,8 @@ from forge_orchestration.sandbox.standby import Hello
 from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.settings import (
     CgroupSettings,
+    GuardSettings,
+    HostCheckSettings,
     IdentitySettings,
     IsolationSettings,
     MessageSettings,
@@ -91,13 +95,21 @@ REJECTED = RejectedOutput(path=TEXT, why=TEXT)
 LOG = LogFacts(path=TEXT, bytes=1, truncated_bytes=2**60)
 ISOLATION = Isolation(mode="own_uid", uid=2**31, protections={TEXT: "off: " + TEXT})
 CLEANUP = Cleanup(scratch_bytes_freed=1, processes_killed=2, cgroup_removed=True, mounts_removed=3, finished_at=0.5)
+FILE_STATE = FileState(kind="link", bytes=2**53 + 1, mtime=0.25, sha256="s", link_target=TEXT)
+GUARD_FINDING = GuardFinding(
+    target=TEXT, what=TEXT, verdict="suspect", before=FILE_STATE, after=FileState(kind="missing"), others=["i"]
+)
+GUARD = GuardFacts(
+    databases=[TEXT], tier="full", paths=[TEXT], files=1, bytes=2**53 + 1, before_at=0.25, before_s=0.5, after_at=1.5, after_s=2.5,
+    why_not_after=TEXT, findings=[GUARD_FINDING],
+)  # fmt: skip
 RECORD = ExecutionRecord(
     schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
     native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", status=Status.FAILED, end_reason=EndReason.MEMORY,
     message=TEXT, exit_code=3, signal=9, runtime=RUNTIME, command=("sh", "-c", TEXT, ""),
     parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
-    isolation=ISOLATION, violations={"unshare": 3}, suspect=True, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
+    isolation=ISOLATION, violations={"unshare": 3}, suspect=True, guard=GUARD, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
     metadata={TEXT: TEXT, "n": 1.5, "b": False}, published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
     cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
@@ -145,6 +157,8 @@ EXAMPLES: list[msgspec.Struct] = [
     QUEST.capacity["pids"], RuntimeNow(name="r", state="building", findings=[TEXT]), MetricsSettings(max_label_values=3),
     CAPACITY, CLAIM, Book(boot_id="b", next_ticket=8, checked_at=0.5, claims=[CLAIM]),
     LIMITS, MEASURED, SITE, BIND, RUNTIME, USAGE, INPUT, OUTPUT, REJECTED, LOG, ISOLATION, CLEANUP, RECORD, PLAN, PARAM, SPEC,
+    ClockReading(boot_id="b", wall_s=2**31 + 0.5, since_boot_s=1.5), FILE_STATE, GUARD_FINDING, GUARD, HostCheckSettings(load_per_cpu=0.5, free_disk_bytes=2**40),
+    GuardSettings(groups=(TEXT,), databases=("d",), tier="full", on_unreadable="note"),
     CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
     CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
     Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}),
@@ -205,7 +219,7 @@ def test_every_structure_has_an_example_or_a_reason() -> None:
 
 def test_examples_leave_no_field_at_its_default() -> None:
     """Or the round trip of that field would prove nothing."""
-    for example in (RECORD, PLAN, SPEC, LIMITS, RUNTIME, USAGE, CLEANUP, CAPACITY, CLAIM):
+    for example in (RECORD, PLAN, SPEC, LIMITS, RUNTIME, USAGE, CLEANUP, CAPACITY, CLAIM, FILE_STATE, GUARD_FINDING, GUARD):
         for field in msgspec.structs.fields(example):
             if field.name != "schema_version" and field.default is not msgspec.NODEFAULT:
                 assert getattr(example, field.name) != field.default, field.name
