@@ -8,7 +8,6 @@ import sys
 import msgspec
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import load_settings
 
@@ -25,40 +24,12 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def health(arguments: argparse.Namespace) -> int:
     """What `doctor` checks, and databases, store and outputs; `--full` reads everything. Exit status 3 if an error was found."""
-    from forge_orchestration.health.checks import run_checks
-    from forge_orchestration.health.databases import database_checks
-    from forge_orchestration.health.storage import storage_checks
+    from forge_orchestration.operations.inspection import inspect, targets
 
-    settings = load_settings()
-    results = run_checks(settings)
-    if arguments.full:
-        results = [result for result in results if result.name != "seal"] + _full_runtime_checks(Engine(settings))
-    results += storage_checks(settings, full=arguments.full) + database_checks(settings, full=arguments.full)
+    engine = Engine(load_settings())
+    results = [result for target in targets(engine.settings) for result in inspect(engine, target, full=arguments.full).results]
     _print(results, as_json=arguments.json)
     return 3 if any(result.severity == "error" and not result.passed for result in results) else 0
-
-
-def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
-    from forge_orchestration.operations.verification import verify
-    from forge_orchestration.runtimes import catalog
-
-    results = []
-    for name in catalog.runtime_names(engine.settings):
-        if catalog.state(name, engine.settings)[0] in ("missing", "building"):
-            continue
-        try:
-            found = verify(engine, name, full=True)
-        except ForgeError as error:
-            results.append(CheckResult(name="content", target=name, passed=False, finding=error.message, remedy=error.hint))
-            continue
-        passed = not found.findings
-        results.append(
-            CheckResult(
-                name="content", target=name, passed=passed, remedy="" if passed else f"forge runtimes repair {name}",
-                finding=f"{found.files} files, packages, libraries and self-test are as they were built" if passed else "; ".join(found.findings[:3]),
-            )
-        )  # fmt: skip
-    return results
 
 
 def _print(results: list[CheckResult], *, as_json: bool) -> None:

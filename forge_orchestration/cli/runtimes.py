@@ -74,10 +74,7 @@ def build_runtimes(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             say=_say,
         )
-        print(
-            f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
-            flush=True,
-        )
+        _print_ready(made)
     return 0
 
 
@@ -105,8 +102,10 @@ def verify_runtimes(arguments: argparse.Namespace) -> int:
 
 def repair_runtime(arguments: argparse.Namespace) -> int:
     """Build a runtime anew from its lock, beside the one that is there, and put it in its place."""
-    arguments.runtimes, arguments.force = [arguments.runtime], True
-    return build_runtimes(arguments)
+    from forge_orchestration.operations.repair import repair
+
+    _print_ready(repair(Engine(load_settings()), arguments.runtime, _say))
+    return 0
 
 
 def quarantine_runtime(arguments: argparse.Namespace) -> int:
@@ -134,6 +133,11 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
     for name in retention.remove_unused(settings):
         print(f"removed: {name}")
     return 0
+
+
+def _print_ready(made: catalog.Runtime) -> None:
+    size = format_bytes(made.bytes)
+    print(f"{made.name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {size})", flush=True)
 
 
 def _say(text: str) -> None:

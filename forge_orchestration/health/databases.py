@@ -27,19 +27,30 @@ _TIMEOUT_S = {False: 60.0, True: 3600.0}
 _SUSPECT = "suspect, not known to be corrupt"
 
 
-def database_checks(settings: Settings, *, full: bool) -> list[CheckResult]:
+def database_checks(settings: Settings, *, full: bool, only: str | None = None) -> list[CheckResult]:
     """The checks of every database under `protected_databases` in the settings, in that order.
 
     Args:
         full: Read everything (`integrity_check`, `pg_amcheck` with all indexes); else what takes seconds.
+        only: The name of one of them, if only that is meant.
 
     Raises:
         SpecError: One has the name of something else that is checked.
     """
+    check_database_names(settings)
+    named = {name: url for name, url in settings.protected_databases.items() if only in (None, name)}
+    return [result for name, url in named.items() for result in _checks(name, url, full)]
+
+
+def check_database_names(settings: Settings) -> None:
+    """Refuse a database that is called as something else is that is checked.
+
+    Raises:
+        SpecError: There is one.
+    """
     for name in settings.protected_databases:
         if name in ("host", "storage", *runtime_names(settings)):
             raise SpecError(f"A database under [protected_databases] is called '{name}', as something else that is checked.")
-    return [result for name, url in settings.protected_databases.items() for result in _checks(name, url, full)]
 
 
 def _checks(name: str, url: str, full: bool) -> Iterator[CheckResult]:

@@ -10,7 +10,7 @@ import pytest
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.settings import forge_home, load_settings, make_home
+from forge_orchestration.settings import HealthSettings, forge_home, load_settings, make_home
 
 
 def write(home: Path, text: str) -> Path:
@@ -65,6 +65,14 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             [neighbours]
             cpu_weight = 50
             write_bytes_per_s = "20MiB"
+            [health]
+            quick_every_s = 60
+            full_at = "30 2 * * 1-5"
+            time_zone = "Europe/Berlin"
+            repeat_s = 7200
+            webhook_url = "env:HOOK"
+            webhook_timeout_s = 2
+            repair = "auto"
             """,
         )
     )
@@ -78,6 +86,10 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (settings.identity.first_uid, settings.identity.count) == (200000, 7)
     assert (settings.cgroup.parent, settings.messages.max_count, settings.outputs.max_files) == ("x/y", 3, 4)
     assert settings.supervision.on_controller_loss == "continue" and settings.verify_max_age_s == 5
+    assert settings.health == HealthSettings(
+        quick_every_s=60, full_at="30 2 * * 1-5", time_zone="Europe/Berlin", repeat_s=7200, webhook_url="env:HOOK",
+        webhook_timeout_s=2, repair="auto",
+    )  # fmt: skip
 
 
 def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
@@ -102,6 +114,9 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[supervision]\non_controller_loss = 'ignore'", "on_controller_loss"), ("[supervision]\npoll_s = 'x'", "poll_s"),
         ("[neighbours]\ncpu_share = 5", "cpu_share"), ("[neighbours]\nwrite_bytes_per_s = 'fast'", "write_bytes_per_s"),
         ("[neighbours]\noom_score_adj = 'x'", "oom_score_adj"), ("neighbours = 5", "neighbours"),
+        ("[health]\nquick_every = 5", "quick_every"), ("[health]\nquick_every_s = 4", "quick_every_s"), ("[health]\nfull_at = '0 25 * * *'", "hour"),
+        ("[health]\nfull_at = 'daily'", "five fields"), ("[health]\ntime_zone = 'Berlin'", "Berlin"), ("[health]\ntime_zone = '../x'", "time zone"),
+        ("[health]\nrepeat_s = -1", "repeat_s"), ("[health]\nwebhook_timeout_s = 0", "webhook_timeout_s"), ("[health]\nrepair = 'yes'", "repair"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
@@ -180,3 +195,16 @@ def test_a_file_in_its_place_is_a_sentence(tmp_path: Path) -> None:
 def test_a_rule_that_picks_nothing_or_holds_an_unknown_key(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match=r"runtime_rules"):
         load_settings(write(tmp_path, f"[[runtime_rules]]\n{text}"))
+
+
+@pytest.mark.parametrize("url", ["s3cret", "ftp://s3cret", "https:///s3cret", "env:", "env:s3cret!", "https://x y/s3cret"])
+def test_a_webhook_that_is_none_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SpecError, match="webhook_url") as caught:
+        load_settings(write(tmp_path, f"[health]\nwebhook_url = '{url}'"))
+    assert "s3cret" not in str(caught.value) and "env:NAME" in str(caught.value)
+
+
+def test_health_has_defaults(tmp_path: Path) -> None:
+    health = load_settings(tmp_path).health
+    assert (health.quick_every_s, health.full_at, health.repair, health.webhook()) == (300, "0 3 * * *", "manual", "")
+    assert load_settings(write(tmp_path, "[health]\nfull_at = ''")).health.full_at == "", "never"
