@@ -119,7 +119,7 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     time_zone: str = "UTC"
     repeat_s: Annotated[float, msgspec.Meta(ge=0, le=31 * 86_400)] = 3600.0
     webhook_url: str = ""
-    webhook_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=30)] = 5.0
+    webhook_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=20)] = 5.0
     repair: Literal["manual", "auto"] = "manual"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import dagster as dg
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.operations.inspection import Kind, inspect
-from forge_orchestration.orchestration.health_verdict import FULL, verdict
+from forge_orchestration.orchestration.health_verdict import FULL, materialization, verdict, version_of
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings
 
@@ -37,6 +37,8 @@ def full_verification(settings: Settings, targets: Mapping[str, Kind], keys: Map
             context.log.info(f"{target}: reading everything")
             inspection = inspect(engine, target, full=True)
             context.log.info(f"{target}: {inspection.findings} findings in {inspection.took_s:.1f} s")
+            version = version_of(target, targets[target], settings)
+            context.op_execution_context.log_event(materialization(key.asset_key, FULL, inspection, version))
             yield dg.AssetCheckResult(asset_key=key.asset_key, check_name=FULL, **verdict(inspection))
 
     description = "Reads every file of each runtime that is built, every output and every protected database. Takes minutes."

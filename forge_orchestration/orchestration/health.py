@@ -26,7 +26,7 @@ _ABOUT: Mapping[Kind, str] = {
 
 
 def health_definitions(settings: Settings) -> dg.Definitions:
-    """External assets for all that is looked at, their checks, and the sensors, jobs and schedule that make them.
+    """External assets for all that is looked at, their checks, and the sensor, jobs and schedule that make them.
 
     Raises:
         ForgeError: What is to be looked at cannot be told.
@@ -46,7 +46,7 @@ def health_definitions(settings: Settings) -> dg.Definitions:
         can_subset=True,
     )
     def check_health(context: dg.AssetCheckExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads annotations
-        """The same checks as the sensors', for whoever presses Execute."""
+        """The same checks as the sensor's, for whoever presses Execute."""
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
         engine = Engine(settings)
         for target, key in keys.items():
@@ -56,20 +56,8 @@ def health_definitions(settings: Settings) -> dg.Definitions:
     runtimes = [target for target, kind in kinds.items() if kind == "runtime"]
     verification = full_verification(settings, kinds, keys)
     repair = repair_definitions(settings, runtimes, keys)
-    # what waits for a database that hangs must not keep the others from being looked at
-    kept: dict[str, Kind] = {target: kind for target, kind in kinds.items() if kind in ("storage", "database")}
-    sensors = [
-        health_sensor(
-            "forge_health", "Looks at this host and its runtimes, and reports what it finds on their assets.",
-            settings, {target: kind for target, kind in kinds.items() if target not in kept}, keys,
-            [*(verification.jobs or ()), *(repair.jobs or ())],
-        ),
-        health_sensor(
-            "forge_data_health", "Looks at Forge's store, at outputs and at protected databases, and reports what it finds on their assets.",
-            settings, kept, keys,
-        ),
-    ]  # fmt: skip
-    return dg.Definitions.merge(dg.Definitions(assets=specs, asset_checks=[check_health], sensors=sensors), verification, repair)
+    sensor = health_sensor(settings, kinds, keys, [*(verification.jobs or ()), *(repair.jobs or ())])
+    return dg.Definitions.merge(dg.Definitions(assets=specs, asset_checks=[check_health], sensors=[sensor]), verification, repair)
 
 
 def asset_keys(kinds: Mapping[str, Kind]) -> dict[str, dg.AssetKey]:

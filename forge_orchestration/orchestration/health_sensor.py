@@ -6,7 +6,6 @@ is in its cursor.
 """
 
 import hashlib
-import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -22,25 +21,34 @@ from forge_orchestration.health import webhook
 from forge_orchestration.health.changes import Change, Trouble, compare
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.health import CheckResult
-from forge_orchestration.operations.inspection import HOST, Inspection, Kind, inspect
+from forge_orchestration.operations.inspection import Inspection, Kind
 from forge_orchestration.orchestration import full_verification, runtime_repair
-from forge_orchestration.orchestration.health_verdict import FULL, QUICK, evaluation, results_of
+from forge_orchestration.orchestration.health_verdict import FULL, QUICK, evaluation, materialization, results_of, version_of
+from forge_orchestration.orchestration.lookout import Lookout
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings
 
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+_LOOK_S = 30.0  # Dagster gives a tick 60 s, and there is the webhook too
 _MOST_PENDING = 500
 _EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """One target, as the last tick left it: what it was, which checks passed, when that was reported, and what did not pass."""
+    """One target, as the last tick left it.
+
+    Attributes:
+        version: What it was.
+        state: A digest of what passed and what did not.
+        at: When that was reported, seconds since the epoch.
+        repair_requested: Of a runtime: for which build; empty if for none.
+    """
 
     version: str
     state: str
     at: float
     troubles: dict[str, Trouble] = {}
-    repair_requested: bool = False
+    repair_requested: str = ""
 
 
 @compiled
@@ -58,32 +66,32 @@ class Memory(msgspec.Struct, kw_only=True):
 
 
 def health_sensor(
-    name: str,
-    description: str,
-    settings: Settings,
-    targets: Mapping[str, Kind],
-    keys: Mapping[str, dg.AssetKey],
-    jobs: Sequence[Job] = (),
+    settings: Settings, targets: Mapping[str, Kind], keys: Mapping[str, dg.AssetKey], jobs: Sequence[Job]
 ) -> dg.SensorDefinition:
-    """The sensor called `name`, which looks at `targets`; `jobs` are those that it may ask for."""
+    """The sensor `forge_health`, which looks at `targets`; `jobs` are those that it may ask for."""
+    lookout = Lookout()
 
     @dg.sensor(
-        name=name,
+        name="forge_health",
         minimum_interval_seconds=settings.health.quick_every_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=description,
-        jobs=jobs or None,
+        description="Looks at this host, at runtimes, storage and databases, and reports what it finds on their assets.",
+        jobs=jobs,
     )
-    def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        engine = Engine(settings)
+    def forge_health(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        engine, deadline = Engine(settings), time.monotonic() + _LOOK_S
         before = _memory(context.cursor)
         now = Memory(pending=before.pending, webhook=before.webhook)
         events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.AssetObservation] = []
         requests: list[dg.RunRequest] = []
-        unhealthy = []
+        unhealthy, late = [], []
         for target, kind in targets.items():
-            inspection = inspect(engine, target, full=False)
             last, key = before.seen.get(target), keys[target]
+            inspection = lookout.look(engine, target, max(0.0, deadline - time.monotonic()))
+            if inspection is None:
+                late.append(target)
+                now.seen |= {target: last} if last else {}
+                continue
             seen, changes, reported = _look_back(context, inspection, kind, last, key, settings)
             for change in changes:
                 _log(context, change)
@@ -96,6 +104,7 @@ def health_sensor(
                 unhealthy.append(target)
         _notify(context, now, settings)
         told = f"Not healthy: {', '.join(unhealthy)}." if unhealthy else "All is healthy."
+        told += f" Not done yet: {', '.join(late)}." if late else ""
         return dg.SensorResult(
             asset_events=events,
             run_requests=requests,
@@ -103,7 +112,7 @@ def health_sensor(
             skip_reason=None if requests else f"{told} {len(events)} events reported.",
         )
 
-    return look
+    return forge_health
 
 
 def _memory(cursor: str | None) -> Memory:
@@ -118,30 +127,16 @@ def _look_back(
     context: dg.SensorEvaluationContext, inspection: Inspection, kind: Kind, last: Seen | None, key: dg.AssetKey, settings: Settings
 ) -> tuple[Seen, list[Change], list[dg.AssetMaterialization | dg.AssetCheckEvaluation]]:
     """What is to be remembered of a target, what has changed, and what is to be reported."""
-    version, state, now = _version(inspection.target, kind, settings), _state(inspection.results), time.time()
+    version, state, now = version_of(inspection.target, kind, settings), _state(inspection.results), time.time()
     results = [*inspection.results, *(_verified(context, key, inspection.target) if kind in ("storage", "database") else ())]
     troubles, changes = compare(last.troubles if last else {}, results, now, first=last is None)
     reported: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
-    if last is None or last.version != version:
-        reported.append(dg.AssetMaterialization(key, tags={"dagster/data_version": version}))
-    if last is None or reported or last.state != state or now - last.at >= settings.health.repeat_s:
-        reported.append(evaluation(key, QUICK, inspection))
+    if last is None or last.version != version or last.state != state or now - last.at >= settings.health.repeat_s:
+        reported += [materialization(key, QUICK, inspection, version), evaluation(key, QUICK, inspection)]
     seen = Seen(version=version, state=state, at=now if reported or last is None else last.at, troubles=troubles)
-    seen.repair_requested = bool(last and last.repair_requested and troubles)
+    if last is not None and troubles:
+        seen.repair_requested = last.repair_requested
     return seen, changes, reported
-
-
-def _version(target: str, kind: Kind, settings: Settings) -> str:
-    """What a runtime is, by the digest of its content; of all else, the system that keeps or serves it."""
-    if target == HOST:
-        return platform.release()
-    if kind != "runtime":
-        return "as it is"  # what it holds changes all the time
-    try:
-        build = catalog.load_build(catalog.build_folder(catalog.load_definition(target, settings), settings))
-    except ForgeError:  # the checks say what is wrong with it
-        return "unknown"
-    return build.content_digest if build else "not built"
 
 
 def _state(results: Sequence[CheckResult]) -> str:
@@ -170,10 +165,11 @@ def _requests(
 ) -> list[dg.RunRequest]:
     """A repair of a runtime that is not what was built; a verification of one that was built since it was found wrong in full."""
     if (trouble := seen.troubles.get("seal")) is not None:
-        if settings.health.repair != "auto" or seen.repair_requested or not _can_be_repaired(name, settings):
+        damaged = _to_be_replaced(name, settings) if settings.health.repair == "auto" else ""
+        if not damaged or damaged == seen.repair_requested:  # a repair that has failed is not tried again
             return []
-        seen.repair_requested = True
-        return [runtime_repair.repair_request(name, trouble.since)]
+        seen.repair_requested = damaged
+        return [runtime_repair.repair_request(name, f"{damaged}, unhealthy since {trouble.since:.0f}")]
     found = _last_verified(context, key) if just_reported else None
     if found is None or found.passed:
         return []
@@ -182,11 +178,18 @@ def _requests(
     return [dg.RunRequest(run_key=wanted, job_name=full_verification.JOB, asset_check_keys=[dg.AssetCheckKey(key, FULL)])]
 
 
-def _can_be_repaired(name: str, settings: Settings) -> bool:
+def _to_be_replaced(name: str, settings: Settings) -> str:
+    """Which build of a runtime a repair would replace; empty if that would be no help, or is not wanted."""
     try:
-        return catalog.state(name, settings)[0] == "unhealthy"
-    except ForgeError:  # its definition cannot be read: nothing could be built
-        return False
+        folder = catalog.build_folder(catalog.load_definition(name, settings), settings)
+    except ForgeError:  # nothing could be built
+        return ""
+    try:
+        build = catalog.load_build(folder)
+        wanted = build is not None and catalog.state(name, settings)[0] == "unhealthy"
+    except ForgeError:
+        return f"build {folder.name}, which cannot be read"
+    return f"build {folder.name} of {build.built_at:.3f}" if build and wanted else ""
 
 
 def _log(context: dg.SensorEvaluationContext, change: Change) -> None:
@@ -207,7 +210,7 @@ def _notify(context: dg.SensorEvaluationContext, memory: Memory, settings: Setti
     waiting = len(memory.pending)
     memory.pending, problem = webhook.deliver(memory.pending[-_MOST_PENDING:], settings.health)
     if problem and not memory.webhook:
-        context.log.warning(f"The webhook was not told: {problem}. It is tried again at each tick until it works.")
+        context.log.warning(f"The webhook was not told: {problem.rstrip('.')}. It is tried again at each tick until it works.")
     elif memory.webhook and not problem and len(memory.pending) < waiting:
         context.log.info("The webhook works again.")
     if problem or len(memory.pending) < waiting:

@@ -8,7 +8,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.operations.inspection import inspect
 from forge_orchestration.operations.repair import repair
-from forge_orchestration.orchestration.health_verdict import QUICK, evaluation
+from forge_orchestration.orchestration.health_verdict import QUICK, evaluation, materialization
 from forge_orchestration.orchestration.step import failure_of
 from forge_orchestration.settings import Settings
 
@@ -28,8 +28,9 @@ def repair_definitions(settings: Settings, runtimes: Sequence[str], keys: Mappin
             made = repair(engine, name, context.log.info)
         except ForgeError as error:
             raise failure_of(error) from None
-        context.log_event(dg.AssetMaterialization(keys[name], tags={"dagster/data_version": made.content_digest}))
-        context.log_event(evaluation(keys[name], QUICK, inspect(engine, name, full=False)))  # type: ignore[arg-type]  # it is taken
+        inspection = inspect(engine, name, full=False)
+        context.log_event(materialization(keys[name], QUICK, inspection, made.content_digest))
+        context.log_event(evaluation(keys[name], QUICK, inspection))  # type: ignore[arg-type]  # it is taken
 
     @dg.job(
         name=JOB,
@@ -42,10 +43,10 @@ def repair_definitions(settings: Settings, runtimes: Sequence[str], keys: Mappin
     return dg.Definitions(jobs=[repair_runtime])
 
 
-def repair_request(name: str, since: float) -> dg.RunRequest:
-    """A run that repairs a runtime which is unhealthy `since` then, seconds since the epoch; one for each time it becomes so."""
+def repair_request(name: str, what: str) -> dg.RunRequest:
+    """A run that repairs a runtime; `what` names the build and when it became unhealthy, and is asked for once."""
     return dg.RunRequest(
-        run_key=f"repair {name} unhealthy since {since:.0f}",
+        run_key=f"repair {name}: {what}",
         job_name=JOB,
         run_config={"ops": {_OP: {"config": {"runtime": name}}}},
         tags={"forge/runtime": name},

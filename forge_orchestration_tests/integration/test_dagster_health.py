@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +19,10 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.operations.inspection import Inspection
-from forge_orchestration.orchestration import full_verification, health, health_sensor
+from forge_orchestration.orchestration import full_verification, health, health_sensor, lookout
 from forge_orchestration.orchestration.health_verdict import FULL, QUICK
 from forge_orchestration.settings import load_settings
+from forge_orchestration_tests.conftest import wait_until
 from forge_orchestration_tests.integration.dagster_support import Deployment
 from forge_orchestration_tests.webhook_server import WebhookServer
 
@@ -58,8 +60,8 @@ def configure(deployment: Deployment, text: str) -> None:
 class Sensor:
     """Ticks one after the other, with the cursor of the one before; events are stored as the daemon would."""
 
-    def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance, name: str = "forge_health") -> None:
-        self.definition = defs.resolve_sensor_def(name)
+    def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
+        self.definition = defs.resolve_sensor_def("forge_health")
         self.repository = defs.get_repository_def()
         self.instance = instance
         self.cursor: str | None = None
@@ -113,7 +115,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[CheckResult]]:
         results = told.get(target, [result(True, target)])
         return Inspection(target=target, results=results, findings=sum(not one.passed for one in results), took_s=0.25, files=7)
 
-    for module in (health, health_sensor, full_verification):
+    for module in (health, lookout, full_verification):
         monkeypatch.setattr(module, "inspect", inspect)
     return told
 
@@ -121,9 +123,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[CheckResult]]:
 def test_what_is_declared_by_default(deployment: Deployment) -> None:
     configure(deployment, "[protected_databases]\n\"lab's\" = 'sqlite:////nowhere'\n")
     defs = definitions(deployment)
-    quick, data = (defs.resolve_sensor_def(name) for name in ("forge_health", "forge_data_health"))
-    assert {quick.default_status, data.default_status} == {dg.DefaultSensorStatus.RUNNING}
-    assert (quick.minimum_interval_seconds, data.minimum_interval_seconds) == (300, 300)
+    sensor = defs.resolve_sensor_def("forge_health")
+    assert (sensor.default_status, sensor.minimum_interval_seconds) == (dg.DefaultSensorStatus.RUNNING, 300)
     schedule = defs.resolve_schedule_def("forge_verify_in_full")
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "UTC")
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
@@ -199,7 +200,12 @@ def test_what_has_not_changed_is_reported_once_an_hour(
     now[0] += 601
     again = sensor.tick()
     assert set(evaluations(again)) == set(evaluations(first))
-    assert not any(isinstance(event, dg.AssetMaterialization) for event in again.asset_events)
+    (numbers,) = {
+        (event.metadata["healthy/findings"].value, event.metadata["healthy/seconds"].value, event.metadata["files"].value)
+        for event in again.asset_events
+        if isinstance(event, dg.AssetMaterialization) and event.asset_key == HOST
+    }
+    assert numbers == (1, 0.25, 7), "Dagster plots what materializations carry"
     found["forge-python"] = [result(False, finding="a.py was edited")]
     assert list(evaluations(sensor.tick())) == [RUNTIME]
     found["forge-python"] = [result(False, finding="b.py was edited")]
@@ -218,6 +224,30 @@ def test_a_warning_is_no_error_and_nothing_checked_is_not_healthy(
     assert seen[HOST].severity is dg.AssetCheckSeverity.WARN
     assert seen[HOST].description == "space: Little. Remedy: forge gc"
     assert not seen[RUNTIME].passed
+
+
+def test_what_takes_longer_than_a_tick_is_told_by_a_later_one(
+    deployment: Deployment, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, looks = threading.Event(), []
+
+    def inspect(engine: Engine, target: str, *, full: bool) -> Inspection:
+        looks.append(target)
+        if target == "storage":
+            done.wait(30)
+        return Inspection(target=target, results=[result(True, target)], findings=0, took_s=0.25)
+
+    monkeypatch.setattr(lookout, "inspect", inspect)
+    monkeypatch.setattr(health_sensor, "_LOOK_S", 0.5)
+    sensor = Sensor(definitions(deployment), instance)
+    for _ in range(2):
+        late = sensor.tick()
+        assert STORAGE not in evaluations(late)
+        assert isinstance(late.skip_reason, dg.SkipReason) and "Not done yet: storage" in (late.skip_reason.skip_message or "")
+    assert looks.count("storage") == 1, "it is looked at once at a time"
+    assert looks.count("host") == 2, "the others go on"
+    done.set()
+    wait_until("the result", lambda: STORAGE in evaluations(sensor.tick()))
 
 
 @pytest.mark.parametrize("cursor", ["{", '{"host": {"version": "1", "state": "x", "at": 5.0}}', '{"seen": 5}'])
@@ -321,7 +351,7 @@ class TestFullVerification:
         text = "[protected_databases]\n\"lab's\" = 'sqlite:////nowhere'\n"
         configure(deployment, f'{text}[health]\nwebhook_url = "{server.url}"\n')
         defs = definitions(deployment)
-        sensor = Sensor(defs, instance, "forge_data_health")
+        sensor = Sensor(defs, instance)
         sensor.tick()
         found["lab's"] = [result(False, "lab's", "integrity", finding="page 7 is corrupt")]
         assert execute(defs, full_verification.JOB, instance).success
@@ -379,8 +409,9 @@ class TestRepair:
         configure(deployment, f'[health]\nrepair = "{repair}"\n')
         sensor = Sensor(definitions(deployment), instance)
         keys = []
-        for _ in range(2):
-            assert sensor.tick().run_requests == []
+        for seen_healthy in (True, False, True)[: 3 if repair == "auto" else 1]:  # or broken again before anybody looked
+            if seen_healthy:
+                assert sensor.tick().run_requests == []
             edit(deployment)
             asked = [request for _ in range(3) for request in sensor.tick().run_requests or ()]
             assert len(asked) == (1 if repair == "auto" else 0)
@@ -390,6 +421,13 @@ class TestRepair:
                 keys.append(request.run_key)
             deployment.forge("runtimes", "repair", "forge-python")
         assert len(set(keys)) == len(keys)
+
+    def test_a_build_that_cannot_be_read_is_repaired_too(self, deployment: Deployment, instance: dg.DagsterInstance) -> None:
+        deployment.build_runtime()
+        configure(deployment, '[health]\nrepair = "auto"\n')
+        sensor = Sensor(definitions(deployment), instance)
+        next(deployment.home.glob("runtimes/forge-python/*/runtime.json")).write_text("{")
+        assert [len(sensor.tick().run_requests or ()) for _ in range(2)] == [1, 0]
 
     def test_not_for_one_that_is_quarantined_until_it_is_released(
         self, deployment: Deployment, instance: dg.DagsterInstance

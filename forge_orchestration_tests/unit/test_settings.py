@@ -116,7 +116,7 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[neighbours]\noom_score_adj = 'x'", "oom_score_adj"), ("neighbours = 5", "neighbours"),
         ("[health]\nquick_every = 5", "quick_every"), ("[health]\nquick_every_s = 4", "quick_every_s"), ("[health]\nfull_at = '0 25 * * *'", "hour"),
         ("[health]\nfull_at = 'daily'", "five fields"), ("[health]\ntime_zone = 'Berlin'", "Berlin"), ("[health]\ntime_zone = '../x'", "time zone"),
-        ("[health]\nrepeat_s = -1", "repeat_s"), ("[health]\nwebhook_timeout_s = 0", "webhook_timeout_s"), ("[health]\nrepair = 'yes'", "repair"),
+        ("[health]\nrepeat_s = -1", "repeat_s"), ("[health]\nwebhook_timeout_s = 21", "webhook_timeout_s"), ("[health]\nrepair = 'yes'", "repair"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
