@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity, updated_capacity
 from forge_orchestration.model.compiled import compiled
+from forge_orchestration.model.cron import check_cron
 from forge_orchestration.model.limits import Limits, updated_limits
 from forge_orchestration.units import parse_bytes
 
@@ -101,6 +103,64 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """`max_label_values`: how many analyses, and how many runtimes, metrics name; those that came later are counted as one."""
 
     max_label_values: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+
+
+_WEB_ADDRESS = r"https?://[^\s/?#]+[^\s]*"
+
+
+class HealthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often Dagster looks whether all is well, whom it tells, and whether it repairs.
+
+    Attributes:
+        quick_every_s: Between two quick looks. Dagster itself looks no oftener than every five seconds what is due.
+        full_at: When everything is read, as cron writes it; empty: never.
+        time_zone: Of `full_at`, by its name in the IANA database.
+        repeat_s: After this time a result is reported again that has not changed.
+        webhook_url: Who is told of changes; `env:NAME` if the environment variable NAME holds it. It may be a secret.
+        repair: `auto`: a runtime that is not what was built is rebuilt without anyone asking for it.
+    """
+
+    quick_every_s: Annotated[int, msgspec.Meta(ge=5, le=86_400)] = 300
+    full_at: str = "0 3 * * *"
+    time_zone: str = "UTC"
+    repeat_s: Annotated[float, msgspec.Meta(ge=0, le=31 * 86_400)] = 3600.0
+    webhook_url: str = ""
+    webhook_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=20)] = 5.0
+    repair: Literal["manual", "auto"] = "manual"
+
+    def __post_init__(self) -> None:
+        if self.full_at:
+            check_cron(self.full_at)
+        if self.time_zone != "UTC":
+            _check_time_zone(self.time_zone)
+        if not re.fullmatch(rf"({_WEB_ADDRESS}|env:[A-Za-z_][A-Za-z0-9_]*)?", self.webhook_url):
+            raise ValueError(  # it is not repeated: it may be a secret
+                "webhook_url must be a URL that begins with http:// or https://, or env:NAME with the name of an environment variable"
+            )
+
+    def webhook(self) -> str:
+        """The webhook's URL; empty if there is none.
+
+        Raises:
+            SpecError: It is said to be in an environment variable, and is not.
+        """
+        if not self.webhook_url.startswith("env:"):
+            return self.webhook_url
+        name = self.webhook_url.removeprefix("env:")
+        if not (url := os.environ.get(name, "")):
+            raise SpecError(f"The environment variable {name} is not set, and [health] webhook_url says that it holds the URL.")
+        if not re.fullmatch(_WEB_ADDRESS, url):
+            raise SpecError(f"The environment variable {name} holds no URL that begins with http:// or https://.")
+        return url
+
+
+def _check_time_zone(name: str) -> None:
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(f"there is no time zone '{name}'; one is called Europe/Berlin, for instance") from None
 
 
 class RuntimeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,6 +254,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     supervision: SupervisionSettings = SupervisionSettings()
     neighbours: NeighbourSettings = NeighbourSettings()
     metrics: MetricsSettings = MetricsSettings()
+    health: HealthSettings = HealthSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -263,7 +324,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "verify_max_age_s", "protected_databases",
-    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics",
+    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health",
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import Settings, load_settings
 
@@ -29,36 +28,15 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def health(arguments: argparse.Namespace) -> int:
     """What `doctor` checks, and databases, store and outputs; `--full` reads everything. Exit status 3 if an error was found."""
-    from forge_orchestration.health.checks import run_checks
-    from forge_orchestration.health.databases import database_checks
-    from forge_orchestration.health.storage import storage_checks
+    from forge_orchestration.operations.inspection import inspect, targets
 
-    settings = load_settings()
-    results = run_checks(settings)
-    keep(settings, results, "quick")
-    deep = storage_checks(settings, full=arguments.full) + database_checks(settings, full=arguments.full)
-    if arguments.full:
-        results = [result for result in results if result.name != "seal"]
-        deep = _full_runtime_checks(Engine(settings)) + deep
-    keep(settings, deep, "full" if arguments.full else "quick")
-    results += deep
+    engine = Engine(load_settings())
+    looks = [inspect(engine, target, full=arguments.full) for target in targets(engine.settings)]
+    if unkept := next((look.unkept for look in looks if look.unkept), ""):
+        print(f"forge: {unkept}", file=sys.stderr)
+    results = [result for look in looks for result in look.results]
     _print(results, as_json=arguments.json)
     return 3 if any(result.severity == "error" and not result.passed for result in results) else 0
-
-
-def _full_runtime_checks(engine: Engine) -> list[CheckResult]:
-    from forge_orchestration.operations.verification import as_check, verify
-    from forge_orchestration.runtimes import catalog
-
-    results = []
-    for name in catalog.runtime_names(engine.settings):
-        if catalog.state(name, engine.settings)[0] in ("missing", "building"):
-            continue
-        try:
-            results.append(as_check(verify(engine, name, full=True)))
-        except ForgeError as error:
-            results.append(CheckResult(name="content", target=name, passed=False, finding=error.message, remedy=error.hint))
-    return results
 
 
 def keep(settings: Settings, results: Sequence[CheckResult], tier: Literal["quick", "full"]) -> None:

@@ -117,24 +117,14 @@ def _build(name: str, settings: Settings) -> tuple[catalog.Runtime, list[seal.En
 
 def build_runtimes(arguments: argparse.Namespace) -> int:
     """Build runtimes, one after the other; what is there and whole is reused."""
-    from forge_orchestration.cli.host import keep
-    from forge_orchestration.health import last
-    from forge_orchestration.health.checks import runtime_check
-    from forge_orchestration.operations.self_test import InSandbox
-    from forge_orchestration.runtimes.building import build
+    from forge_orchestration.operations.repair import make
 
     settings = load_settings()
     for name in arguments.runtimes:  # all names are known before the first is built
         catalog.load_definition(name, settings)
     engine = Engine(settings)
     for name in arguments.runtimes:
-        made = build(name, settings, InSandbox(engine), force=arguments.force, say=_say)
-        last.forget(settings, name, made.built_at)
-        keep(settings, [runtime_check(name, settings)], "quick")
-        print(
-            f"{name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {format_bytes(made.bytes)})",
-            flush=True,
-        )
+        _print_ready(make(engine, name, force=arguments.force, say=_say))
     return 0
 
 
@@ -166,8 +156,10 @@ def verify_runtimes(arguments: argparse.Namespace) -> int:
 
 def repair_runtime(arguments: argparse.Namespace) -> int:
     """Build a runtime anew from its lock, beside the one that is there, and put it in its place."""
-    arguments.runtimes, arguments.force = [arguments.runtime], True
-    return build_runtimes(arguments)
+    from forge_orchestration.operations.repair import repair
+
+    _print_ready(repair(Engine(load_settings()), arguments.runtime, _say))
+    return 0
 
 
 def quarantine_runtime(arguments: argparse.Namespace) -> int:
@@ -195,6 +187,11 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
     for name in retention.remove_unused(settings):
         print(f"removed: {name}")
     return 0
+
+
+def _print_ready(made: catalog.Runtime) -> None:
+    size = format_bytes(made.bytes)
+    print(f"{made.name}: ready (content {made.content_digest[:12]}, {len(made.packages)} packages, {size})", flush=True)
 
 
 def _say(text: str) -> None:

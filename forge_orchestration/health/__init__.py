@@ -1,1 +1,1 @@
-"""Checks of the host and the runtimes: what would keep an execution from running, before it is asked to; and the looks around guarded executions."""
+"""Checks of host, runtimes and what is kept, and what has changed since the last: what is wrong is found before an execution needs it."""

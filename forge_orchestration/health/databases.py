@@ -39,11 +39,20 @@ def database_checks(settings: Settings, *, full: bool, only: Collection[str] | N
     Raises:
         SpecError: One has the name of something else that is checked.
     """
+    check_database_names(settings)
+    named = {name: url for name, url in settings.protected_databases.items() if only is None or name in only}
+    return [result for name, url in named.items() for result in _checks(name, url, full)]
+
+
+def check_database_names(settings: Settings) -> None:
+    """Refuse a database that is called as something else is that is checked.
+
+    Raises:
+        SpecError: There is one.
+    """
     for name in settings.protected_databases:
         if name in ("host", "storage", *runtime_names(settings)):
             raise SpecError(f"A database under [protected_databases] is called '{name}', as something else that is checked.")
-    wanted = {name: url for name, url in settings.protected_databases.items() if only is None or name in only}
-    return [result for name, url in wanted.items() for result in _checks(name, url, full)]
 
 
 def _checks(name: str, written: str, full: bool) -> Iterator[CheckResult]:

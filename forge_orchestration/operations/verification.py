@@ -75,10 +75,11 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
 def as_check(found: Verification) -> CheckResult:
     """What was found, as `forge doctor` (`seal`, quick) and `forge health --full` (`content`, full) show it."""
     passed = not found.findings
+    remedy = "quarantine --release" if found.state == "quarantined" else "repair"
     more = f" and {len(found.findings) - 3} more" if len(found.findings) > 3 else ""
     return CheckResult(
         name="content" if found.tier == "full" else "seal", target=found.runtime, passed=passed,
-        remedy="" if passed else f"forge runtimes repair {found.runtime}", corruption=not passed and found.state != "quarantined",
+        remedy="" if passed else f"forge runtimes {remedy} {found.runtime}", corruption=not passed and found.state != "quarantined",
         finding="; ".join(found.findings[:3]) + more if found.findings
         else f"{found.files} files, packages, libraries and self-test are as they were built" if found.tier == "full"
         else f"{found.files} files as sealed",

@@ -9,6 +9,7 @@ import dagster as dg
 from forge_orchestration.analyses import analysis_folders, read_definition, with_rules
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.orchestration import full_verification, runtime_repair
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
 from forge_orchestration.orchestration.health import health_definitions
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
@@ -35,7 +36,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         executor=dg.in_process_executor,  # the step only waits; an execution has processes and limits of its own
     )
-    return dg.Definitions.merge(analyses, health_definitions(settings, runtimes), reconciliation_definitions(settings))
+    return dg.Definitions.merge(analyses, health_definitions(settings), reconciliation_definitions(settings))
 
 
 def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[dg.AssetsDefinition]:
@@ -61,6 +62,8 @@ def _check_name(name: str, names: Collection[str]) -> None:
     Raises:
         DagsterInvalidDefinitionError: It would.
     """
+    if name in (full_verification.JOB, runtime_repair.JOB):
+        raise dg.DagsterInvalidDefinitionError("a job of Forge's own is called so. Rename the folder.")
     for other in names:
         if name == op_name(other):
             raise dg.DagsterInvalidDefinitionError(f"it cannot stand beside '{other}'. Rename one of the two folders.")

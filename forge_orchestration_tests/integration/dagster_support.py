@@ -94,14 +94,25 @@ class Deployment:
     @contextmanager
     def webserver(self) -> Iterator[Webserver]:
         """A web server that loads the repository's own `workspace.yaml` and `dagster.yaml`."""
+        with self._served("webserver", "dagster_webserver") as server:
+            yield server
+
+    @contextmanager
+    def dagster_dev(self) -> Iterator[Webserver]:
+        """The same with Dagster's daemon, which ticks sensors and schedules: what `dagster dev` starts."""
+        with self._served("dagster-dev", "dagster", "dev", DAGSTER_HOME=str(REPOSITORY)) as server:
+            yield server
+
+    @contextmanager
+    def _served(self, log_name: str, *words: str, **environment: str) -> Iterator[Webserver]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        log_path = self.home.parent / "webserver.log"
+        log_path = self.home.parent / f"{log_name}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
-                cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
+                cwd=REPOSITORY, env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             yield Webserver(f"http://127.0.0.1:{port}", process, log_path)
@@ -212,6 +223,13 @@ class Webserver:
         run_id: str = answer["run"]["runId"]
         return run_id
 
+    def start_job(self, job: str, ops: dict[str, Any] | None = None) -> str:
+        """Launch a job that is no analysis' and must be accepted; the id of the run."""
+        answer = self._launch({"selector": _selector(job)}, ops or {})
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        run_id: str = answer["run"]["runId"]
+        return run_id
+
     def _launch(self, target: dict[str, Any], ops: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self.query(
             """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
@@ -286,6 +304,42 @@ class Webserver:
             id=run_id,
         )["terminateRun"]["__typename"]
         return answer
+
+    def runs_of(self, job: str) -> list[dict[str, str]]:
+        """Of a job, the newest first: `runId` and `status`."""
+        runs: list[dict[str, str]] = self.query(
+            "query($filter: RunsFilter) { runsOrError(filter: $filter) { ... on Runs { results { runId status } } } }",
+            filter={"pipelineName": job},
+        )["runsOrError"]["results"]
+        return runs
+
+    def instigators(self) -> dict[str, str]:
+        """Whether each sensor and schedule is `RUNNING`."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
+        data = self.query(
+            """query($selector: RepositorySelector!) {
+                 sensorsOrError(repositorySelector: $selector) { ... on Sensors { results { name sensorState { status } } } }
+                 schedulesOrError(repositorySelector: $selector) { ... on Schedules { results { name scheduleState { status } } } } }""",
+            selector=selector,
+        )
+        sensors = {one["name"]: one["sensorState"]["status"] for one in data["sensorsOrError"]["results"]}
+        return sensors | {one["name"]: one["scheduleState"]["status"] for one in data["schedulesOrError"]["results"]}
+
+    def check_history(self, *key: str, check: str) -> list[dict[str, Any]]:
+        """The evaluations of a check, the newest first: `success`, `severity`, `description`, and metadata by label."""
+        found = self.query(
+            """query($key: AssetKeyInput!, $check: String!) { assetCheckExecutions(assetKey: $key, checkName: $check, limit: 50) {
+                 runId evaluation { success severity description metadataEntries { label __typename
+                   ... on IntMetadataEntry { intValue } ... on FloatMetadataEntry { floatValue }
+                   ... on TableMetadataEntry { table { records schema { columns { name } } } } } } } }""",
+            key={"path": list(key)},
+            check=check,
+        )["assetCheckExecutions"]
+        evaluated = [(one["runId"], one["evaluation"]) for one in found if one["evaluation"]]
+        return [
+            {**one, "runId": run_id, "metadata": {entry["label"]: _entry(entry) for entry in one["metadataEntries"]}}
+            for run_id, one in evaluated
+        ]
 
     def latest_materialization(self, *key: str) -> dict[str, Any]:
         """Of an asset: its tags, and its metadata by label."""

@@ -155,6 +155,8 @@ BROKEN = {
     "too_much": "command: [python]\nlimits: {memory: 9000TiB}\n",
     "class": "command: [python]\n",
     "run_good": "command: [python]\n",
+    "repair_runtime": "command: [python]\n",
+    "verify_in_full": "command: [python]\n",
     "bad name's\nhere": "command: [python]\n",
     "__ASSET_JOB": "command: [python]\n",
 }

@@ -10,7 +10,7 @@ import pytest
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.settings import forge_home, load_settings, make_home
+from forge_orchestration.settings import HealthSettings, forge_home, load_settings, make_home
 
 
 def write(home: Path, text: str) -> Path:
@@ -78,6 +78,14 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             write_bytes_per_s = "20MiB"
             [metrics]
             max_label_values = 9
+            [health]
+            quick_every_s = 60
+            full_at = "30 2 * * 1-5"
+            time_zone = "Europe/Berlin"
+            repeat_s = 7200
+            webhook_url = "env:HOOK"
+            webhook_timeout_s = 2
+            repair = "auto"
             """,
         )
     )
@@ -96,6 +104,10 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert (guard.tier, guard.on_unreadable) == ("full", "note")
     assert (settings.host_checks.free_disk_bytes, settings.host_checks.load_per_cpu) == (5 * 2**30, 1.5)
     assert settings.supervision.on_controller_loss == "continue" and settings.verify_max_age_s == 5
+    assert settings.health == HealthSettings(
+        quick_every_s=60, full_at="30 2 * * 1-5", time_zone="Europe/Berlin", repeat_s=7200, webhook_url="env:HOOK",
+        webhook_timeout_s=2, repair="auto",
+    )  # fmt: skip
 
 
 def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
@@ -127,6 +139,9 @@ def test_a_default_that_nobody_wrote_can_always_start(tmp_path: Path) -> None:
         ("[guard]\nanalyses = ['a']\npaths = [5]", "paths"), ("[guard]\nanalyses = ['a']\npaths = ['/']", "changes with each execution"),
         ("[guard]\nanalyses = ['a']\ndatabases = ['no']", "'no', which is not under"), ("[guard]\non_unreadable = 'go'", "on_unreadable"),
         ("[host_checks]\nload = 5", "load"), ("[host_checks]\nfree_disk_bytes = 'much'", "free_disk_bytes"), ("host_checks = 5", "host_checks"),
+        ("[health]\nquick_every = 5", "quick_every"), ("[health]\nquick_every_s = 4", "quick_every_s"), ("[health]\nfull_at = '0 25 * * *'", "hour"),
+        ("[health]\nfull_at = 'daily'", "five fields"), ("[health]\ntime_zone = 'Berlin'", "Berlin"), ("[health]\ntime_zone = '../x'", "time zone"),
+        ("[health]\nrepeat_s = -1", "repeat_s"), ("[health]\nwebhook_timeout_s = 21", "webhook_timeout_s"), ("[health]\nrepair = 'yes'", "repair"),
     ],
     ids=lambda value: value.replace("\n", " ")[:30],
 )  # fmt: skip
@@ -235,3 +250,16 @@ def test_a_guarded_path_does_not_change_with_each_execution(tmp_path: Path) -> N
             load_settings(write(tmp_path, f"[guard]\nanalyses = ['a']\npaths = ['{path}']"))
     settings = load_settings(write(tmp_path, f"[guard]\nanalyses = ['a']\npaths = ['{tmp_path}/settings.toml']"))
     assert settings.guard.paths == (tmp_path / "settings.toml",)
+
+
+@pytest.mark.parametrize("url", ["s3cret", "ftp://s3cret", "https:///s3cret", "env:", "env:s3cret!", "https://x y/s3cret"])
+def test_a_webhook_that_is_none_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SpecError, match="webhook_url") as caught:
+        load_settings(write(tmp_path, f"[health]\nwebhook_url = '{url}'"))
+    assert "s3cret" not in str(caught.value) and "env:NAME" in str(caught.value)
+
+
+def test_health_has_defaults(tmp_path: Path) -> None:
+    health = load_settings(tmp_path).health
+    assert (health.quick_every_s, health.full_at, health.repair, health.webhook()) == (300, "0 3 * * *", "manual", "")
+    assert load_settings(write(tmp_path, "[health]\nfull_at = ''")).health.full_at == "", "never"

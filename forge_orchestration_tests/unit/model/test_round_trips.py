@@ -11,6 +11,7 @@ import pytest
 
 import forge_orchestration
 from forge_orchestration.executors.admission import Book, Claim
+from forge_orchestration.health.changes import Change, Trouble
 from forge_orchestration.health.host import ClockReading
 from forge_orchestration.health.last import LastResult, LastResults
 from forge_orchestration.metrics.present import RuntimeNow
@@ -49,6 +50,7 @@ from forge_orchestration.model.record import (
     record_from_json,
 )  # fmt: skip
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param
+from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
@@ -64,6 +66,7 @@ from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.settings import (
     CgroupSettings,
     GuardSettings,
+    HealthSettings,
     HostCheckSettings,
     IdentitySettings,
     IsolationSettings,
@@ -186,6 +189,10 @@ EXAMPLES: list[msgspec.Struct] = [
     ),
     Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest", 7), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
     Verification(runtime="r", state="unhealthy", tier="full", findings=[TEXT], files=3, took_s=0.5),
+    Inspection(target="r", results=[CheckResult(name="n", target="r", passed=False)], findings=2, took_s=0.5, files=3),
+    Trouble(target="r", check=TEXT, severity="warning", since=0.5, told=True),
+    Change(target="r", check="c", change="better", severity="warning", finding=TEXT, remedy=TEXT, since=0.5, at=1.5),
+    HealthSettings(quick_every_s=60, full_at="", time_zone="Europe/Berlin", repeat_s=5.5, webhook_url="https://a", webhook_timeout_s=2.5, repair="auto"),
     IdentitySettings(first_uid=100_000, count=6), NeighbourSettings(cpu_weight=2), CgroupSettings(parent="x/y"), MessageSettings(max_line_bytes=300, max_count=2),
     Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
     Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
