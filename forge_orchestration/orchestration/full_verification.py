@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from forge_orchestration.engine import Engine
+from forge_orchestration.errors import ForgeError
 from forge_orchestration.operations.inspection import Kind, inspect
 from forge_orchestration.orchestration.health_verdict import FULL, materialization, verdict, version_of
 from forge_orchestration.runtimes import catalog
@@ -31,7 +32,7 @@ def full_verification(settings: Settings, targets: Mapping[str, Kind], keys: Map
         engine = Engine(settings)
         for key in (key for key in named if key in context.selected_asset_check_keys):
             target = named[key]
-            if targets[target] == "runtime" and catalog.state(target, settings)[0] in ("missing", "building"):
+            if targets[target] == "runtime" and _is_missing(target, settings):
                 context.log.info(f"{target} is not built, so there is nothing to verify.")
                 continue
             context.log.info(f"{target}: reading everything")
@@ -44,6 +45,13 @@ def full_verification(settings: Settings, targets: Mapping[str, Kind], keys: Map
     description = "Reads every file of each runtime that is built, every output and every protected database. Takes minutes."
     job = dg.define_asset_job(JOB, selection=dg.AssetSelection.checks(*named), description=description)
     return dg.Definitions(asset_checks=[verify_in_full], jobs=[job], schedules=list(_schedule(settings)))
+
+
+def _is_missing(name: str, settings: Settings) -> bool:
+    try:
+        return catalog.state(name, settings)[0] in ("missing", "building")
+    except ForgeError:  # it cannot be read, which the look will say
+        return False
 
 
 def _schedule(settings: Settings) -> Iterator[dg.ScheduleDefinition]:

@@ -292,6 +292,7 @@ def resolved(runtime: Runtime, folder: Path, verified_at: float, limits: dict[st
 
 def _definition_folders(settings: Settings) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    alike: dict[str, str] = {}
     own = settings.definitions_dir
     for parent in (SHIPPED, *([own] if own.is_dir() else []), *settings.runtime_folders):
         try:
@@ -300,7 +301,14 @@ def _definition_folders(settings: Settings) -> dict[str, Path]:
             raise RuntimeCatalogError(f"The runtime folder {parent} cannot be read: {error.strerror}.") from error
         for child in children:
             if (child / "runtime.toml").is_file() and _NAME.fullmatch(child.name):
+                # Dagster knows no other punctuation than '_'
+                other = alike.setdefault(re.sub(r"[.-]", "_", child.name), child.name)
                 if child.name in found:
                     raise RuntimeCatalogError(f"Two runtimes are called '{child.name}': {found[child.name]} and {child}.")
+                if other != child.name:
+                    raise RuntimeCatalogError(
+                        f"The runtimes '{other}' and '{child.name}' differ in '.', '-' and '_' alone: {found[other]} and {child}.",
+                        "Rename one.",
+                    )
                 found[child.name] = child
     return found

@@ -49,6 +49,11 @@ def define(
         raise RuntimeCatalogError(
             f"There is a runtime '{name}' already, in {where}.", "Choose another name, or --replace it if it was added so."
         )
+    alike = [one for one in catalog.runtime_names(settings) if one != name and _plain(one) == _plain(name)]
+    if alike:
+        raise RuntimeCatalogError(
+            f"'{name}' differs from the runtime '{alike[0]}' in '.', '-' and '_' alone.", "Choose another name."
+        )
     settings.definitions_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".", dir=settings.definitions_dir))
     try:
@@ -66,6 +71,10 @@ def define(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return catalog.load_definition(name, settings)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_").replace("-", "_")
 
 
 def _from_packages(packages: Sequence[str], aside: Path) -> dict[str, str]:

@@ -236,4 +236,5 @@ def test_a_name_that_is_taken(forge: Forge, tmp_path: Path) -> None:
         refused = forge("runtimes", "add", name, tmp_path)
         assert refused.returncode == 4 and f"There is a runtime '{name}' already" in refused.stderr
     assert forge("runtimes", "add", "Bad/Name", tmp_path).returncode == 4
+    assert "differs from the runtime 'forge-python'" in forge("runtimes", "add", "forge_python", tmp_path).stderr
     assert forge("runtimes", "add", "forge-python", tmp_path, "--replace").returncode == 4

@@ -66,6 +66,12 @@ def test_two_with_one_name(own: Settings, folder: Path, tmp_path: Path) -> None:
         catalog.runtime_names(msgspec.structs.replace(own, runtime_folders=(folder, other)))
 
 
+def test_two_that_dagster_could_not_tell_apart(own: Settings, folder: Path) -> None:
+    (folder / "mine").rename(folder / "forge_python")
+    with pytest.raises(RuntimeCatalogError, match="'forge-python' and 'forge_python' differ in"):
+        catalog.runtime_names(own)
+
+
 def test_one_that_is_called_as_one_that_ships(own: Settings, folder: Path) -> None:
     (folder / "mine").rename(folder / "forge-python")
     with pytest.raises(RuntimeCatalogError, match="Two runtimes are called 'forge-python'"):
