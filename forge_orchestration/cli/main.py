@@ -157,6 +157,7 @@ def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
     add.add_argument(
         "--packages", nargs="+", default=[], metavar="P", help="instead: packages of the distribution, as installed here"
     )
+    add.add_argument("--image", default="", metavar="I", help="instead: an image by its digest, NAME@sha256:… or sha256:…")
     add.add_argument(
         "--import", dest="modules", nargs="+", default=[], metavar="M", help="Python modules that its self-test imports"
     )

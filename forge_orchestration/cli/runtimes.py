@@ -66,20 +66,20 @@ def add_runtime(arguments: argparse.Namespace) -> int:
     """Define a runtime, locking what is not locked."""
     from forge_orchestration.runtimes.defining import define
 
-    if (arguments.source is None) == (not arguments.packages):
+    if sum(map(bool, (arguments.source is not None, arguments.packages, arguments.image))) != 1:
         raise SpecError(
-            "A runtime is made of a source or of packages.",
-            "forge runtimes add NAME SOURCE, or forge runtimes add NAME --packages P",
+            "A runtime is made of a source, of packages, or of an image.",
+            "forge runtimes add NAME SOURCE, or forge runtimes add NAME --packages P, or forge runtimes add NAME --image I",
         )
     settings = load_settings()
     make_home(settings)
     source = Path(arguments.source) if arguments.source is not None else None
     made = define(
-        arguments.runtime, settings, source=source, packages=arguments.packages, modules=arguments.modules,
+        arguments.runtime, settings, source=source, packages=arguments.packages, image=arguments.image, modules=arguments.modules,
         description=arguments.description, replace=arguments.replace,
     )  # fmt: skip
     print(
-        f"{made.name}: defined ({made.kind}, {made.lock_path if made.lock else made.prefix}); next: forge runtimes build {made.name}"
+        f"{made.name}: defined ({made.kind}, {made.lock_path if made.lock else made.prefix or made.image}); next: forge runtimes build {made.name}"
     )
     return 0
 

@@ -11,9 +11,8 @@ import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.executions.logs import tail
 from forge_orchestration.model.health import CheckResult
-from forge_orchestration.operations.self_test import missing_libraries, run_self_test
+from forge_orchestration.operations.self_test import InSandbox
 from forge_orchestration.runtimes import building, catalog, seal
 
 
@@ -52,19 +51,16 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
         tree = catalog.tree(build, folder)
         entries = seal.read(folder, tree)
         findings = seal.differences(folder, tree, entries)
-        findings += building.package_findings(build, tree.prefix, {entry.path: entry for entry in entries})
+        findings += building.package_findings(build, tree.prefix, {entry.path: entry for entry in entries}, settings)
         say(f"{name}: running it inside the sandbox")
-        runtime = catalog.resolved(build, folder, time.time(), definition.limits)
-        findings += [
-            f"{one} is needed by a library, and is not there" for one in missing_libraries(engine, runtime) - _known(folder)
-        ]
-        record = run_self_test(engine, definition, runtime)
-        if not record.succeeded:
-            said = tail(Path(record.folder, "stderr.log"), 400).decode(errors="replace").strip().splitlines()
-            findings.append(f"its self-test fails: {record.message} {said[-1] if said else ''}".strip())
+        try:
+            missing = InSandbox(engine).test(definition, catalog.resolved(build, folder, time.time(), definition.limits))
+            findings += [f"{one} is needed by a library, and is not there" for one in missing - _known(folder)]
+        except RuntimeCatalogError as error:
+            findings.append(error.message.rstrip("."))
         seal.keep_full_verdict(folder, findings)
     else:
-        findings = seal.quick_verdict(folder, catalog.tree(build, folder), 0).findings
+        findings = []
     state, known = catalog.state(name, settings)
     return Verification(
         runtime=name, state=state, tier="full" if full else "quick", findings=findings or known, files=build.files,

@@ -68,10 +68,14 @@ def build(name: str, settings: Settings, inside: Inside, *, force: bool = False,
         return runtime
 
 
-def package_findings(runtime: Runtime, prefix: Path, entries: Mapping[str, seal.Entry]) -> list[str]:
+def package_findings(runtime: Runtime, prefix: Path, entries: Mapping[str, seal.Entry], settings: Settings) -> list[str]:
     """What the packages of a runtime say of their files, held against what is there: sentences, empty if all agree."""
     if runtime.kind == "system":
         return system.findings(runtime)
+    if runtime.kind == "image":
+        from forge_orchestration.runtimes import image
+
+        return image.findings(runtime, settings)
     return packages.findings(runtime, prefix, entries)
 
 
@@ -91,6 +95,10 @@ def _install(definition: RuntimeDefinition, prefix: Path, settings: Settings, sa
         from forge_orchestration.runtimes import conda
 
         return conda.adopt(definition, say) if definition.prefix else conda.install(definition, prefix, settings, say)
+    if definition.kind == "image":
+        from forge_orchestration.runtimes import image
+
+        return image.install(definition, settings, say)
     from forge_orchestration.runtimes import venv
 
     return venv.install(definition, prefix, settings, say)
@@ -109,7 +117,7 @@ def _build_aside(definition: RuntimeDefinition, aside: Path, settings: Settings,
         site_packages=installed.site_packages, activation=installed.activation, packages=installed.packages, built_at=time.time(),
         build_s=0.0, bytes=sum(entry.size for entry in entries), files=len(entries),
     )  # fmt: skip
-    if findings := package_findings(runtime, prefix, {entry.path: entry for entry in entries}):
+    if findings := package_findings(runtime, prefix, {entry.path: entry for entry in entries}, settings):
         raise RuntimeCatalogError(f"What was installed for '{definition.name}' is not whole: {'; '.join(findings[:3])}.")
     seal.save(aside, entries)
     if installed.activation_script:

@@ -27,8 +27,9 @@ from forge_orchestration.sandbox.view import RUNTIME
 from forge_orchestration.settings import Settings
 
 SHIPPED = Path(__file__).parent / "definitions"
-RuntimeKind = Literal["venv", "conda", "system"]
+RuntimeKind = Literal["venv", "conda", "system", "image"]
 RuntimeState = Literal["ready", "building", "unhealthy", "quarantined", "missing"]
+_MADE_OF = {"venv": {"lock"}, "conda": {"lock", "prefix"}, "system": {"lock"}, "image": {"image"}}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -39,6 +40,7 @@ class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         lock: What it is made of, relative to `folder`: hashed requirements or a `pylock.toml` (`venv`), a `conda-lock.yml`, a
             `pixi.lock` or an explicit list (`conda`), packages of the distribution by version (`system`).
+        image: Of kind `image`, instead of a lock: an image by its digest, `NAME@sha256:…` or `sha256:…`.
         prefix: Of kind `conda`, instead of a lock: an environment that is there already, and is used in place.
         python: Versions of Python that the lock holds for, such as `>=3.11,<3.14`; for kind `venv`.
         self_test: Command that must exit 0 inside the sandbox before the runtime may be used; relative to `folder`.
@@ -50,6 +52,7 @@ class RuntimeDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     kind: RuntimeKind
     lock: str = ""
     prefix: str = ""
+    image: str = ""
     description: str = ""
     python: str = ">=3.11,<3.14"
     self_test: tuple[str, ...] = ()
@@ -137,8 +140,11 @@ def load_definition(name: str, settings: Settings) -> RuntimeDefinition:
         definition = msgspec.convert(raw | {"name": name, "folder": str(folder)}, RuntimeDefinition)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise RuntimeCatalogError(f"The runtime definition {path} cannot be used: {error}.") from error
-    if bool(definition.lock) == bool(definition.prefix) or (definition.prefix and definition.kind != "conda"):
-        raise RuntimeCatalogError(f"The runtime definition {path} needs a lock, or, of kind conda, a prefix instead.")
+    given = {key for key in ("lock", "prefix", "image") if getattr(definition, key)}
+    if len(given) != 1 or not given <= _MADE_OF[definition.kind]:
+        raise RuntimeCatalogError(
+            f"The runtime definition {path} is of kind {definition.kind}, which needs {' or '.join(sorted(_MADE_OF[definition.kind]))}, and nothing else."
+        )
     if definition.lock and not definition.lock_path.is_file():
         raise RuntimeCatalogError(f"The runtime definition {path} names the lock {definition.lock}, which is not there.")
     return definition
@@ -194,7 +200,7 @@ def build_ids(name: str, settings: Settings) -> list[str]:
 
 def tree(runtime: Runtime, folder: Path) -> seal.Tree:
     """The files of the build in `folder`."""
-    return seal.Tree(prefix=Path(runtime.prefix or folder / "prefix"), whole=runtime.kind != "system")
+    return seal.Tree(prefix=Path(runtime.prefix or folder / "prefix"), whole=runtime.kind not in ("system", "image"))
 
 
 def load_build(folder: Path) -> Runtime | None:
@@ -226,7 +232,7 @@ def resolve(name: str, settings: Settings) -> ResolvedRuntime:
         raise RuntimeCatalogError(
             f"Runtime '{name}' is quarantined: {why}.", f"Release it: forge runtimes quarantine --release {name}"
         )
-    verdict = seal.quick_verdict(folder, tree(runtime, folder), settings.verify_max_age_s)
+    verdict = _quick_verdict(runtime, folder, settings, settings.verify_max_age_s)
     full = seal.full_verdict(folder)
     if findings := verdict.findings or (full.findings if full else []):
         raise RuntimeCatalogError(
@@ -251,10 +257,18 @@ def state(name: str, settings: Settings, *, max_age_s: float = 0.0) -> tuple[Run
         return ("building" if _is_building(name, settings) else "missing"), []
     if why := seal.quarantine(folder):
         return "quarantined", [why]
-    findings = seal.quick_verdict(folder, tree(runtime, folder), max_age_s).findings
+    findings = _quick_verdict(runtime, folder, settings, max_age_s).findings
     if not findings and (full := seal.full_verdict(folder)) is not None:
         findings = full.findings
     return ("unhealthy" if findings else "ready"), findings
+
+
+def _quick_verdict(runtime: Runtime, folder: Path, settings: Settings, max_age_s: float) -> seal.Verdict:
+    if runtime.kind == "image":
+        from forge_orchestration.runtimes import image
+
+        return seal.quick_verdict(folder, lambda: image.findings(runtime, settings), max_age_s)
+    return seal.quick_verdict(folder, lambda: seal.compare(folder, tree(runtime, folder), full=False), max_age_s)
 
 
 def building_lock(name: str, settings: Settings) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.runtimes import catalog, system
 from forge_orchestration.runtimes.catalog import RuntimeDefinition
+from forge_orchestration.runtimes.image import check_reference
 from forge_orchestration.settings import Settings
 
 _MOST_BYTES = 64 << 20
@@ -23,6 +24,7 @@ def define(
     *,
     source: Path | None = None,
     packages: Sequence[str] = (),
+    image: str = "",
     modules: Sequence[str] = (),
     description: str = "",
     replace: bool = False,
@@ -33,6 +35,7 @@ def define(
         source: A lock (`requirements.txt` with hashes, `pylock.toml`, `conda-lock.yml`, `pixi.lock`, an explicit list), what can be
             locked (`requirements.txt` without hashes, `environment.yml`), or the folder of a conda environment.
         packages: Or packages of the distribution, as they are installed here.
+        image: Or an image of a container registry, or of the engine, by its digest.
         modules: Python modules that the self-test imports.
         replace: Whether a definition of this name that was made so before may be replaced.
 
@@ -58,7 +61,11 @@ def define(
     aside = Path(tempfile.mkdtemp(prefix=".", dir=settings.definitions_dir))
     try:
         keys = {"description": description} if description else {}
-        keys |= _from_packages(packages, aside) if source is None else _from_source(source, aside, settings)
+        if image:
+            check_reference(image, "the request")
+            keys |= {"kind": "image", "image": image}
+        else:
+            keys |= _from_packages(packages, aside) if source is None else _from_source(source, aside, settings)
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
         if modules:
             lines.append("self_test = " + json.dumps(["python", "-c", f"import {', '.join(modules)}"]))

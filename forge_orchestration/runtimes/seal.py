@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -178,8 +178,8 @@ def load(folder: Path, name: str = _SEAL) -> list[Entry]:
         raise RuntimeCatalogError(f"The seal {folder}/{name} cannot be read: {error}.", "Build the runtime again.") from error
 
 
-def quick_verdict(folder: Path, tree: Tree, max_age_s: float) -> Verdict:
-    """The quick comparison, or its last verdict if that is younger than `max_age_s` and found nothing."""
+def quick_verdict(folder: Path, look: Callable[[], list[str]], max_age_s: float) -> Verdict:
+    """What a quick look at the build in `folder` finds, or its last verdict if that is younger than `max_age_s` and found nothing."""
     path = folder / "verified.json"
     try:
         last = msgspec.json.decode(path.read_bytes(), type=Verdict)
@@ -187,7 +187,7 @@ def quick_verdict(folder: Path, tree: Tree, max_age_s: float) -> Verdict:
             return last
     except (OSError, UnicodeDecodeError, msgspec.DecodeError):
         pass
-    verdict = Verdict(at=time.time(), findings=compare(folder, tree, full=False))
+    verdict = Verdict(at=time.time(), findings=look())
     try:
         write_atomically(path, msgspec.json.encode(verdict))
     except OSError:

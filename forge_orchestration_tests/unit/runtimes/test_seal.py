@@ -12,6 +12,10 @@ from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.runtimes import seal
 
 
+def quick_verdict(folder: Path, max_age_s: float) -> seal.Verdict:
+    return seal.quick_verdict(folder, lambda: compare(folder, full=False), max_age_s)
+
+
 def compare(folder: Path, *, full: bool) -> list[str]:
     return seal.compare(folder, seal.Tree(folder / "prefix"), full=full)
 
@@ -189,25 +193,25 @@ class TestDigests:
 
 class TestQuickVerdict:
     def test_a_fresh_verdict_is_trusted_for_a_while(self, folder: Path) -> None:
-        first = seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60)
+        first = quick_verdict(folder, 60)
         edit(folder / "prefix")
-        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60) == first
-        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 0).findings == ["lib/a.py was edited"]
+        assert quick_verdict(folder, 60) == first
+        assert quick_verdict(folder, 0).findings == ["lib/a.py was edited"]
 
     def test_a_bad_verdict_is_not_remembered(self, folder: Path) -> None:
         content = (folder / "prefix/lib/a.py").read_text()
         facts = (folder / "prefix/lib/a.py").stat()
         edit(folder / "prefix")
-        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings
+        assert quick_verdict(folder, 60).findings
         (folder / "prefix/lib/a.py").write_text(content)
         os.utime(folder / "prefix/lib/a.py", ns=(facts.st_atime_ns, facts.st_mtime_ns))
-        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings == []
+        assert quick_verdict(folder, 60).findings == []
 
     @pytest.mark.parametrize("kept", ["", "{", '{"at": 99999999999, "findings": []}', '{"at": "soon"}', "[]"])
     def test_a_torn_one_or_one_of_the_future_is_not_trusted(self, folder: Path, kept: str) -> None:
         edit(folder / "prefix")
         (folder / "verified.json").write_text(kept)
-        assert seal.quick_verdict(folder, seal.Tree(folder / "prefix"), 60).findings
+        assert quick_verdict(folder, 60).findings
 
 
 def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time(folder: Path) -> None:

@@ -1,0 +1,145 @@
+"""Runtimes of kind image, with a real container engine of the test's own: its data, socket and cgroups are removed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forge_orchestration_tests import conftest
+from forge_orchestration_tests.conftest import Forge, host_program, prerequisite, wait_until
+
+PARENT = "forge-docker-test"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """The URL of an engine that runs."""
+    prerequisite(os.geteuid() == 0, "a container engine needs root")
+    dockerd = host_program("dockerd", "docker.io")
+    folder = Path(tempfile.mkdtemp(prefix="forge-docker-"))
+    url = f"unix://{folder}/socket"
+    command = [
+        dockerd, "--host", url, "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid"),
+        "--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs", f"--cgroup-parent=/{PARENT}",
+    ]  # fmt: skip
+    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as daemon:
+        try:
+            said = wait_until("the engine", lambda: b"API listen" in (text := (folder / "log").read_bytes()) and text, 60)
+            assert said
+            yield url
+        finally:
+            daemon.terminate()
+            daemon.wait(60)
+    for group in Path("/sys/fs/cgroup").glob(f"*/{PARENT}"):
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def image(engine: str) -> str:
+    """The id of an image that holds busybox alone."""
+    import docker
+
+    busybox = Path(host_program("busybox", "busybox-static")).read_bytes()
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, kind in (("bin", tarfile.DIRTYPE), ("tmp", tarfile.DIRTYPE), ("bin/busybox", tarfile.REGTYPE)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode, entry.size = kind, 0o755, len(busybox) if kind == tarfile.REGTYPE else 0
+            archive.addfile(entry, io.BytesIO(busybox))
+        for name in ("sh", "true", "id", "touch", "test"):
+            entry = tarfile.TarInfo(f"bin/{name}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(entry)
+    with contextlib.closing(docker.DockerClient(base_url=engine)) as client:
+        client.api.import_image_from_data(data.getvalue(), repository="forge-test", tag="1")
+        return client.images.get("forge-test:1").id
+
+
+@pytest.fixture(scope="module")
+def forge(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Forge]:
+    home = tmp_path_factory.mktemp("image") / "home"
+    home.mkdir(mode=0o700)
+    (home / "settings.toml").write_text(f"docker_host = {json.dumps(engine)}\nverify_max_age_s = 0\n")
+    conftest._homes.append(home)
+    yield Forge(home)
+
+
+def define(forge: Forge, name: str, image: str, self_test: list[str]) -> None:
+    folder = forge.home / "definitions" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "runtime.toml").write_text(f'kind = "image"\nimage = "{image}"\nself_test = {json.dumps(self_test)}\n')
+
+
+def test_an_image_is_built_tested_and_missed_when_it_is_gone(forge: Forge, engine: str, image: str) -> None:
+    import docker
+
+    added = forge("runtimes", "add", "boxed", "--image", image)
+    assert added.returncode == 0, added.stderr
+    built = forge("runtimes", "build", "boxed")
+    assert built.returncode == 0, built.stderr
+    shown = json.loads(forge("runtimes", "show", "boxed", "--json").stdout)
+    assert shown["state"] == "ready" and shown["build"]["packages"] == {"image": image}
+    assert forge("runtimes", "verify", "--full", "boxed").returncode == 0
+    refused = forge("exec", "--runtime", "boxed", "--", "true")
+    assert refused.returncode == 2 and "'local' cannot use runtime 'boxed' of kind image" in refused.stderr
+    with contextlib.closing(docker.DockerClient(base_url=engine)) as client:
+        saved = b"".join(client.images.get(image).save(named="forge-test:1"))
+        assert not client.containers.list(all=True)
+        client.images.remove("forge-test:1")
+        try:
+            found = forge("runtimes", "verify", "boxed")
+            assert found.returncode == 4 and f"the image {image} is no longer there" in found.stdout
+            missing = forge("runtimes", "repair", "boxed")
+            assert missing.returncode == 4 and "has no image" in missing.stderr
+        finally:
+            client.images.load(saved)
+    assert forge("runtimes", "verify", "boxed").returncode == 0
+
+
+def test_a_self_test_has_no_rights(forge: Forge, image: str) -> None:
+    define(
+        forge,
+        "tested",
+        image,
+        ["/bin/sh", "-c", "test $(id -u) = 65534 && ! touch /x 2>/dev/null && touch /tmp/x && ! test -e /sys/class/net/eth0"],
+    )
+    built = forge("runtimes", "build", "tested")
+    assert built.returncode == 0, built.stderr
+
+
+@pytest.mark.parametrize(
+    ("image_of", "self_test", "words"),
+    [
+        (lambda image: image, ["/bin/sh", "-c", "echo it is broken >&2; exit 3"], "exited with status 3: it is broken"),
+        (lambda image: image, ["/bin/nothing"], "No container of it can be run"),
+        (lambda image: "sha256:" + "0" * 64, ["true"], "has no image"),
+        (lambda image: "127.0.0.1:9/nothing@sha256:" + "0" * 64, ["true"], "cannot be pulled"),
+        (lambda image: "forge-test:1", ["true"], "not named by its digest"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_is_a_sentence(forge: Forge, image: str, image_of, self_test: list[str], words: str) -> None:
+    define(forge, "bad", image_of(image), self_test)
+    built = forge("runtimes", "build", "bad", timeout=200)
+    assert built.returncode == 4 and words in built.stderr and "Traceback" not in built.stderr, built.stderr
+
+
+def test_an_engine_that_is_not_there(tmp_path: Path, image: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "settings.toml").write_text('docker_host = "unix:///nowhere/docker.sock"\n')
+    other = Forge(home)
+    assert other("runtimes", "add", "boxed", "--image", image).returncode == 0
+    built = other("runtimes", "build", "boxed")
+    assert built.returncode == 4 and "No container engine answers at unix:///nowhere/docker.sock" in built.stderr
