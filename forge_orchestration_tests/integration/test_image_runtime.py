@@ -56,7 +56,11 @@ def image(engine: str) -> str:
     with tarfile.open(fileobj=data, mode="w") as archive:
         for name, kind in (("bin", tarfile.DIRTYPE), ("tmp", tarfile.DIRTYPE), ("bin/busybox", tarfile.REGTYPE)):
             entry = tarfile.TarInfo(name)
-            entry.type, entry.mode, entry.size = kind, 0o755, len(busybox) if kind == tarfile.REGTYPE else 0
+            entry.type, entry.mode, entry.size = (
+                kind,
+                0o1777 if name == "tmp" else 0o755,
+                len(busybox) if kind == tarfile.REGTYPE else 0,
+            )
             archive.addfile(entry, io.BytesIO(busybox))
         for name in ("sh", "true", "id", "touch", "test"):
             entry = tarfile.TarInfo(f"bin/{name}")
