@@ -81,7 +81,7 @@ def site_of(home: Path) -> CgroupSite:
 
 def members(home: Path, execution_id: str) -> list[int]:
     """Processes in an execution's group."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # it has been removed: not there, or, if it was open already, no such device
         return [int(one) for one in (site_of(home).folders("executions")[0] / execution_id / "cgroup.procs").read_bytes().split()]
     return []
 

@@ -111,8 +111,8 @@ class Deployment:
         log_path = self.home.parent / f"{log_name}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
-                cwd=REPOSITORY, env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", str(REPOSITORY / "workspace.yaml")],
+                cwd=self.home.parent, env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             yield Webserver(f"http://127.0.0.1:{port}", process, log_path)

@@ -28,7 +28,7 @@ from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.identity import claims_folder, uid_in_use
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import SupervisionSettings
-from forge_orchestration_tests.conftest import wait_until
+from forge_orchestration_tests.conftest import PATIENCE, wait_until
 from forge_orchestration_tests.security.canaries import Canaries, free_port
 
 AS_ROOT = os.geteuid() == 0
@@ -36,7 +36,7 @@ AS_ROOT = os.geteuid() == 0
 OWN_UIDS = AS_ROOT or not subordinate.missing()
 ATTACKS = Path(__file__).with_name("attacks")
 SUSPECT_AFTER = SupervisionSettings().suspect_after
-LIMITS = {"memory": "64MiB", "pids": "32", "scratch": "8MiB", "wall_time": "60s", "grace": "1s", "log": "1MiB"}
+LIMITS = {"memory": "64MiB", "pids": "32", "scratch": "8MiB", "wall_time": f"{60 * PATIENCE:g}s", "grace": "1s", "log": "1MiB"}
 
 
 class StillOpen(AssertionError):
@@ -195,7 +195,7 @@ class Arena:
     def look_around(self, record: ExecutionRecord, beats: int) -> None:
         """Everything that no execution may touch, after the one of `record`."""
         assert record.status.is_final and record.isolation is not None, record.message
-        assert isinstance(record.violations, dict), record.violations
+        assert isinstance(record.violations, dict), (record.violations, record.end_reason, record.message)
         # where the supervisor would say that it has failed itself
         closed(not Path(record.folder, "supervisor.log").exists(), record.message)
         self._assert_cleaned_up(record)
@@ -306,7 +306,7 @@ class Neighbour:
     def _run(self, program: Path, environment: dict[str, str]) -> None:
         self.record = forge_orchestration.run(
             ["python", "/forge/inputs/neighbour.py"], inputs={"neighbour.py": str(program), "folder": str(self._inputs)},
-            env=environment, limits={**LIMITS, "wall_time": "1h"}, listener=self,
+            env=environment, limits={**LIMITS, "wall_time": f"{PATIENCE:g}h"}, listener=self,
         )  # fmt: skip
 
     def on_started(self, record: ExecutionRecord) -> None:
