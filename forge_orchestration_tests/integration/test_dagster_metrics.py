@@ -16,7 +16,7 @@ def test_a_tick_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
     deployment.build_runtime()
     settings = load_settings(deployment.home)
     (deployment.home / "health.json").unlink()
-    sensor = health.health_definitions(settings, ["forge-python"]).resolve_sensor_def("forge_health")
+    sensor = health.health_definitions(settings).resolve_sensor_def("forge_health")
     with dg.DagsterInstance.ephemeral() as instance:
         sensor(dg.build_sensor_context(instance=instance))
     kept = {one.key: one.result.passed for one in last.read(settings)}
