@@ -306,7 +306,9 @@ def folder_files(folder: Path, *, running: bool = False) -> int:
     if said:
         return int(said.split()[0])
     if folder.exists():
-        raise SandboxError(f"The files of {folder} cannot be counted.", "Is du (coreutils) there and working?")
+        raise SandboxError(
+            f"The files of {folder} cannot be counted within {_DU_TIMEOUT_S:g} s.", "Is du (coreutils) there and working?"
+        )
     return 0
 
 
@@ -319,7 +321,9 @@ def folder_bytes(folder: Path, prefix: tuple[str, ...] = (), *, running: bool = 
     if said:
         return int(said.split()[0])
     if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
-        raise SandboxError(f"The size of {folder} cannot be measured.", "Is du (coreutils) there and working?")
+        raise SandboxError(
+            f"The size of {folder} cannot be measured within {_DU_TIMEOUT_S:g} s.", "Is du (coreutils) there and working?"
+        )
     return 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import MessageSettings
+from forge_orchestration_tests.conftest import PATIENCE
 from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, Arena, StillOpen, closed
 
 MIB = 1 << 20
@@ -124,6 +125,8 @@ def test_names_and_attributes(arena: Arena) -> None:
 
 @pytest.mark.parametrize("depth", [10_000])
 def test_deep_folders(arena: Arena, depth: int) -> None:
+    if PATIENCE > 1 and not AS_ROOT:
+        pytest.skip("without a file system of its own folders are counted, which an emulated processor does not do in time")
     outcome = arena.run("exhaust/disk_depth", limits={"scratch": "512MiB", "memory": "256MiB"}, depth=depth)
     assert outcome.finished and [one["made"] for one in outcome.said if "made" in one] == [depth, depth], outcome
     outcome.assert_ended("output_rejected")
