@@ -26,7 +26,9 @@ WHOLE += "integration/test_accuracy.py security faults "
 WHOLE += "--ignore forge_orchestration_tests/faults/test_runtime_damage.py"
 # a processor emulated in software is some ten times slower: figures of time are not judged there
 DESELECTED = "not cpu_quota and not main_job and not 64 and not processor_time and not quota_of_one and not without_grace "
-DESELECTED += "and not refused_calls_without_end"
+DESELECTED += "and not refused_calls_without_end "
+# it loses itself in a segment of 32 bits: the kernel ends the program with an oops, whether it is filtered or not
+DESELECTED += "and not foreign_segment"
 NOT_BUILT = 125
 
 
