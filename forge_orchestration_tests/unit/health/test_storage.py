@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import forge_orchestration
+from forge_orchestration.executions.folder import new_execution_id
 from forge_orchestration.health.storage import storage_checks
+from forge_orchestration.model.health import CheckResult
 from forge_orchestration.settings import load_settings
 
 
@@ -29,3 +31,24 @@ def test_outputs_that_are_no_longer_what_was_collected(forge_home: Path, tmp_pat
         two.write_text("2\n")
         Path(record.folder, "outputs/one").write_text("1\n")
     assert {result.name: result for result in storage_checks(settings, full=False)}["outputs"].passed
+
+
+def test_what_dead_executions_have_left_and_logs_that_are_gone(forge_home: Path) -> None:
+    record = forge_orchestration.run(["echo", "hello"])
+    settings = load_settings(forge_home)
+
+    def found() -> dict[str, CheckResult]:
+        return {result.name: result for result in storage_checks(settings, full=True)}
+
+    before = found()
+    assert before["leftovers"].passed and before["logs"].passed, before
+    log, left = Path(record.logs["stdout"].path), settings.scratch_dir / new_execution_id()
+    left.mkdir()
+    log.write_text("hel")
+    try:
+        after = found()
+        assert not after["leftovers"].passed and left.name in after["leftovers"].finding and after["leftovers"].remedy == "forge gc"
+        assert not after["logs"].passed and str(log) in after["logs"].finding
+    finally:
+        log.write_text("hello\n")
+        left.rmdir()
