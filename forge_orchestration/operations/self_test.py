@@ -38,8 +38,18 @@ class InSandbox:
         Raises:
             RuntimeCatalogError: It fails.
         """
+        self.self_test(definition, runtime)
+        return missing_libraries(self._engine, runtime)
+
+    def self_test(self, definition: RuntimeDefinition, runtime: ResolvedRuntime) -> None:
+        """Run the self-test.
+
+        Raises:
+            RuntimeCatalogError: It fails.
+        """
         if runtime.runtime.kind == "image":
-            return self._test_image(definition, runtime)
+            self._test_image(definition, runtime)
+            return
         record = run_self_test(self._engine, definition, runtime)
         if not record.succeeded:
             said = tail(Path(record.folder, "stderr.log"), 1000).decode(errors="replace").strip()
@@ -47,9 +57,8 @@ class InSandbox:
                 f"Runtime '{definition.name}' failed its self-test: {record.message} {said}",
                 f"Its record: {record.folder}/record.json",
             )
-        return missing_libraries(self._engine, runtime)
 
-    def _test_image(self, definition: RuntimeDefinition, runtime: ResolvedRuntime) -> set[str]:
+    def _test_image(self, definition: RuntimeDefinition, runtime: ResolvedRuntime) -> None:
         from forge_orchestration.runtimes import image
 
         limits = updated_limits(self._engine.settings.defaults, definition.limits, f"runtime '{definition.name}'")
@@ -57,7 +66,6 @@ class InSandbox:
             image.run(runtime.runtime, definition.self_test or ("true",), limits, self._engine.settings)
         except RuntimeCatalogError as error:
             raise RuntimeCatalogError(f"Runtime '{definition.name}' failed its self-test: {error.message}", error.hint) from error
-        return set()
 
     def activation(self, runtime: ResolvedRuntime, script: str) -> dict[str, str]:
         """The variables that a shell has after `script` and did not have before, or had otherwise.

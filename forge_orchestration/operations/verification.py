@@ -12,7 +12,7 @@ import msgspec
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.model.health import CheckResult
-from forge_orchestration.operations.self_test import InSandbox
+from forge_orchestration.operations.self_test import InSandbox, missing_libraries
 from forge_orchestration.runtimes import building, catalog, seal
 
 
@@ -53,11 +53,13 @@ def verify(engine: Engine, name: str, *, full: bool, say: Callable[[str], None] 
         findings = seal.differences(folder, tree, entries)
         findings += building.package_findings(build, tree.prefix, {entry.path: entry for entry in entries}, settings)
         say(f"{name}: running it inside the sandbox")
+        runtime = catalog.resolved(build, folder, time.time(), definition.limits)
+        missing = missing_libraries(engine, runtime) - _known(folder)
+        findings += [f"{one} is needed by a library, and is not there" for one in sorted(missing)]
         try:
-            missing = InSandbox(engine).test(definition, catalog.resolved(build, folder, time.time(), definition.limits))
-            findings += [f"{one} is needed by a library, and is not there" for one in missing - _known(folder)]
+            InSandbox(engine).self_test(definition, runtime)
         except RuntimeCatalogError as error:
-            findings.append(error.message.rstrip("."))
+            findings.append(" ".join(error.message.split()).rstrip("."))
         seal.keep_full_verdict(folder, findings)
     else:
         findings = []

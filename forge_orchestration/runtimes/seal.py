@@ -234,7 +234,8 @@ def differences(folder: Path, tree: Tree, entries: Iterable[Entry]) -> list[str]
 
 def _differences(tree: Tree, seal: list[Entry], entries: Iterable[Entry], full: bool) -> list[str]:
     missing = {entry.path: entry for entry in seal}
-    findings: list[str] = []
+    changed: list[str] = []
+    added: list[str] = []
     inodes = _is_the_original(tree, missing)
     try:
         for entry in entries:
@@ -243,15 +244,14 @@ def _differences(tree: Tree, seal: list[Entry], entries: Iterable[Entry], full: 
                 continue
             if wanted is None:
                 if "__pycache__" not in entry.path:
-                    findings.append(f"{entry.path} was added")
+                    added.append(f"{entry.path} was added")
             elif why := _difference(wanted, entry, full, inodes):
-                findings.append(f"{entry.path} {why}")
-            if len(findings) >= _MOST_FINDINGS:
-                return findings
+                changed.append(f"{entry.path} {why}")
     except OSError as error:
-        findings.append(f"{error.filename} cannot be read ({error.strerror})")
-    findings += [f"{path} is missing" for path in missing if "__pycache__" not in path]
-    return findings[:_MOST_FINDINGS]
+        changed.append(f"{error.filename} cannot be read ({error.strerror})")
+    gone = [f"{path} is missing" for path in missing if "__pycache__" not in path]
+    # what was added last: a folder of new files must not hide an edit
+    return [*sorted(changed), *sorted(gone), *sorted(added)][:_MOST_FINDINGS]
 
 
 def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:

@@ -194,7 +194,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "import that fails": (
         lambda prefix: rewrite(site_of(prefix) / "numpy/__init__.py", lambda text: b"raise ImportError('broken')\n" + text),
-        r"its self-test fails: .*broken",
+        r"failed its self-test: .*broken",
     ),
 }  # fmt: skip
 

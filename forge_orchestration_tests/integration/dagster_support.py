@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,6 +104,16 @@ class Deployment:
         with self._served("dagster-dev", "dagster", "dev", DAGSTER_HOME=str(REPOSITORY)) as server:
             yield server
 
+    def _launch_folder(self) -> Path:
+        """The checkout, whose `dagster.yaml` holds without DAGSTER_HOME; where it cannot be written, as Dagster wants, a folder with its files."""
+        if os.access(REPOSITORY, os.W_OK):
+            return REPOSITORY
+        folder = self.home.parent / "launch"
+        folder.mkdir(exist_ok=True)
+        for name in ("dagster.yaml", "workspace.yaml"):
+            shutil.copy(REPOSITORY / name, folder)
+        return folder
+
     @contextmanager
     def _served(self, log_name: str, *words: str, **environment: str) -> Iterator[Webserver]:
         with socket.socket() as probe:
@@ -111,8 +122,8 @@ class Deployment:
         log_path = self.home.parent / f"{log_name}.log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", str(REPOSITORY / "workspace.yaml")],
-                cwd=self.home.parent, env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
+                cwd=self._launch_folder(), env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             yield Webserver(f"http://127.0.0.1:{port}", process, log_path)
