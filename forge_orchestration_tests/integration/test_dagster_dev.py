@@ -105,6 +105,7 @@ def _is_refused_in_its_step(server: Webserver, run_id: str) -> None:
     assert EDITED in said and "forge runtimes repair forge-python" in said
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_repairs_by_itself_and_reads_everything_when_it_is_time(tmp_path: Path) -> None:
     with running(tmp_path, 'repair = "auto"\nfull_at = "* * * * *"\n') as (deployment, server):
