@@ -127,13 +127,13 @@ def test_what_is_damaged_while_it_runs_is_found_told_and_kept(place: Place) -> N
 
 
 def test_an_analysis_of_a_marked_group(place: Place, tmp_path: Path) -> None:
-    for name, group in (("diagnosis", "clinical"), ("sketch", "play")):
+    for name, group in (("diagnosis", "ward"), ("sketch", "play")):
         folder = tmp_path / "analyses" / name
         folder.mkdir(parents=True)
         (folder / "analysis.yaml").write_text(
             f"group: {group}\ncommand: [sh, -c, '{WAIT}']\ninputs: {{gate: {{path: '{place.gate}'}}}}\nlimits: {{memory: 64MiB}}\n"
         )
-    place.set("groups = ['clinical']")
+    place.set("groups = ['ward']")
     settings = place.forge.home / "settings.toml"
     settings.write_text(f"analysis_folders = ['{tmp_path}/analyses']\n{settings.read_text()}")
     with place.running("run", "diagnosis") as process:
