@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from pathlib import Path
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import HostError
 from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time
-from forge_orchestration.runtimes.building import unfinished_builds
+from forge_orchestration.runtimes.building import remove_leftovers
 from forge_orchestration.sandbox.cgroups.find import find_site
 from forge_orchestration.sandbox.scratch import UNFINISHED
+from forge_orchestration.settings import Settings
 
 _FORMATTED_WITHIN_S = 600.0
 
@@ -41,18 +41,17 @@ def reconcile(engine: Engine) -> Reconciled:
             store.forget(execution_id)  # someone removed its folder
             report.removed.append(f"row of {execution_id}, whose folder is gone")
         recovery.remove_nameless()
-        _remove_builds(settings.runtimes_dir / ".building", report)
+        _remove_builds(settings, report)
         _remove_images(settings.scratch_dir, report)
     return report
 
 
-def _remove_builds(building: Path, report: Reconciled) -> None:
-    for lock in building.glob("*.lock"):
+def _remove_builds(settings: Settings, report: Reconciled) -> None:
+    for lock in (settings.runtimes_dir / ".building").glob("*.lock"):
         with open(lock, "w") as file, contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for folder in unfinished_builds(building, lock.name.removesuffix(".lock")):
-                shutil.rmtree(folder, ignore_errors=True)
-                report.removed.append(f"unfinished build {folder.name}")
+            left = remove_leftovers(lock.name.removesuffix(".lock"), settings)
+            report.removed += [f"unfinished build {name}" for name in left]
 
 
 def _remove_images(scratch: Path, report: Reconciled) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -54,7 +55,7 @@ def build(name: str, settings: Settings, inside: Inside, *, force: bool = False,
     definition = catalog.load_definition(name, settings)
     folder = catalog.build_folder(definition, settings)
     with _locked(catalog.building_lock(definition.name, settings), say):
-        _remove_leftovers(settings.runtimes_dir / ".building", definition.name)
+        remove_leftovers(definition.name, settings)
         if not force and (there := _whole_build(folder)) is not None:
             return there
         aside = Path(tempfile.mkdtemp(prefix=f"{definition.name}.", dir=settings.runtimes_dir / ".building"))
@@ -138,19 +139,41 @@ def _build_aside(definition: RuntimeDefinition, aside: Path, settings: Settings,
 def _move_into_place(aside: Path, folder: Path, settings: Settings) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(aside, 0o700)
-    if folder.exists():
-        retention.retire(folder, settings)
     linux.sync_file_system(aside)  # else a loss of power could leave files in place that are empty
-    os.rename(aside, folder)
+    if folder.exists():
+        _take_the_place(aside, folder, settings)
+    else:
+        os.rename(aside, folder)
     sync_folder(folder.parent)
     with contextlib.suppress(RuntimeCatalogError):  # what stays is removed by the next build, or by `forge runtimes gc`
         retention.remove_unused(settings)
 
 
-def _remove_leftovers(building: Path, name: str) -> None:
-    """Remove what a killed build of `name` left; its lock is ours, so none is at work."""
-    for folder in unfinished_builds(building, name):
-        shutil.rmtree(folder, ignore_errors=True)
+def _take_the_place(aside: Path, folder: Path, settings: Settings) -> None:
+    """At no moment is there no build: who is killed in between leaves the old one or the new one in place."""
+    try:
+        linux.exchange(aside, folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        retention.retire(folder, settings)  # a file system that cannot exchange two folders
+        os.rename(aside, folder)
+    else:
+        retention.retire(aside, settings, folder.parent.name)
+
+
+def remove_leftovers(name: str, settings: Settings) -> list[str]:
+    """Remove what a killed build of `name` left, for whoever holds its lock; returns the names of the folders.
+
+    A whole build among them may be the one that was in place, and mounted by executions: it is retired.
+    """
+    found = unfinished_builds(settings.runtimes_dir / ".building", name)
+    for folder in found:
+        if (folder / "runtime.json").exists():
+            retention.retire(folder, settings, name)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name for folder in found]
 
 
 def unfinished_builds(building: Path, name: str) -> list[Path]:

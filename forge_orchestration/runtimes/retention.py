@@ -20,11 +20,15 @@ from forge_orchestration.settings import Settings
 _RETIRED = ".retired"
 
 
-def retire(folder: Path, settings: Settings) -> Path:
-    """Take a build out of its place, whole: who has it mounted sees no difference. Returns where it is now."""
+def retire(folder: Path, settings: Settings, name: str = "") -> Path:
+    """Take a build out of its place, whole: who has it mounted sees no difference. Returns where it is now.
+
+    Args:
+        name: Of the runtime, if the folder that it lies in does not say.
+    """
     retired = settings.runtimes_dir / _RETIRED
     retired.mkdir(mode=0o700, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f"{folder.parent.name}.", dir=retired))
+    target = Path(tempfile.mkdtemp(prefix=f"{name or folder.parent.name}.", dir=retired))
     os.rename(folder, target)  # onto an empty folder, which it replaces
     return target
 

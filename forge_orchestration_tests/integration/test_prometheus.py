@@ -56,9 +56,11 @@ def test_it_scrapes_the_dashboard(forge: Forge, tmp_path: Path) -> None:
             assert up["metric"]["instance"] == address
             (count,) = _asked(port, 'sum(forge_executions_total{analysis="exec",end_reason="nonzero_exit"})')
             assert float(count["value"][1]) >= 1
-            (wall,) = _asked(port, 'forge_execution_wall_seconds_sum{analysis="exec"}')
+            (wall,) = _asked(port, 'sum(forge_execution_wall_seconds_sum{analysis="exec"})')
             assert float(wall["value"][1]) >= record.usage.wall_s.value
-            (middle,) = _asked(port, 'histogram_quantile(0.5, forge_execution_memory_use_ratio_bucket{analysis="exec"})')
+            (middle,) = _asked(
+                port, 'histogram_quantile(0.5, sum by (le) (forge_execution_memory_use_ratio_bucket{analysis="exec"}))'
+            )
             assert 0 < float(middle["value"][1]) <= 1
             for question in _documented():
                 assert _status(port, question) == 200, question

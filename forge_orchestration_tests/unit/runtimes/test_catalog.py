@@ -266,3 +266,22 @@ class TestBuild:
     def nothing_is_left(self, own: Settings) -> None:
         assert catalog.load_build(catalog.build_folder(catalog.load_definition("mine", own), own)) is None
         assert [path.name for path in (own.runtimes_dir / ".building").iterdir()] == ["mine.lock"]
+
+
+def test_a_build_that_is_killed_while_it_takes_the_place_leaves_one_there(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of it the new one is in place, and the old one aside: that one may be mounted, and is retired and not deleted."""
+    first = building.build("mine", own, Plain(lambda definition, runtime: None))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building.retention, "retire", killed)
+        patch.setattr(building.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            building.build("mine", own, Plain(lambda definition, runtime: None), force=True)
+    second = catalog.resolve("mine", own).runtime
+    assert second.built_at > first.built_at
+    (left,) = building.remove_leftovers("mine", own)
+    (retired,) = (own.runtimes_dir / ".retired").iterdir()
+    assert left.startswith("mine.") and catalog.load_build(retired) == first
