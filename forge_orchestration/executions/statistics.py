@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from forge_orchestration.executions.rows import COLUMNS
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import Status
@@ -47,8 +49,8 @@ class Distribution(NamedTuple):
     sum: float
 
 
-class Failure(NamedTuple):
-    """One execution that ended otherwise than it should."""
+class FailedExecution(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution that failed, was lost or was refused, with its sentence."""
 
     execution_id: str
     analysis: str
@@ -90,11 +92,11 @@ def first_values(store: Store, column: Grouped, most: int) -> list[str]:
     return [str(row[0]) for row in store.read(query, (most,))]
 
 
-def last_failures(store: Store, most: int) -> list[Failure]:
+def last_failures(store: Store, most: int) -> list[FailedExecution]:
     """The newest executions that failed, were lost or were refused, the newest first."""
     query = f"""SELECT execution_id, analysis, COALESCE(runtime, ''), status, COALESCE(end_reason, ''), message, ended_at
         FROM executions WHERE status IN ({_FAILURES}) AND removed = 0 ORDER BY ended_at DESC, execution_id DESC LIMIT ?"""
-    return [Failure(*row) for row in store.read(query, (most,))]
+    return [FailedExecution(**dict(zip(FailedExecution.__struct_fields__, row, strict=True))) for row in store.read(query, (most,))]
 
 
 def protections_off(store: Store) -> list[str]:

@@ -119,7 +119,7 @@ def _clock_jump(settings: Settings) -> CheckResult:
     now = ClockReading(boot_id=linux.boot_id(), wall_s=time.time(), since_boot_s=time.clock_gettime(time.CLOCK_BOOTTIME))
     try:
         before = msgspec.json.decode(place.read_bytes(), type=ClockReading)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):  # nothing to compare with
         before = now
     try:
         write_atomically(place, msgspec.json.encode(now))

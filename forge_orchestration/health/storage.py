@@ -49,8 +49,9 @@ def _leftovers(settings: Settings) -> CheckResult:
     with contextlib.suppress(HostError):  # then there are no groups either
         site = find_site(settings.cgroup.parent)
     try:
-        recovery = Recovery(Store(settings.store_path), settings, site)
-        dead = sorted(recovery.find())
+        with contextlib.closing(Store(settings.store_path)) as store:
+            recovery = Recovery(store, settings, site)
+            dead = sorted(recovery.find())
     except (ForgeError, OSError) as error:
         return result(f"what dead executions have left cannot be told: {error}", "Put it right: forge gc")
     if dead:

@@ -85,18 +85,6 @@ class Actives(msgspec.Struct, frozen=True, kw_only=True):
     first: list[Active]
 
 
-class FailedExecution(msgspec.Struct, frozen=True, kw_only=True):
-    """One execution that failed, was lost or was refused, with its sentence."""
-
-    execution_id: str
-    analysis: str
-    runtime: str
-    status: str
-    end_reason: str
-    message: str
-    ended_at: float | None
-
-
 class Day(msgspec.Struct, frozen=True, kw_only=True):
     """The executions that ended in the last 24 hours.
 
@@ -138,7 +126,7 @@ class QuestStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: Actives
     queued: Actives
     capacity: dict[str, Claimed]
-    last_failures: list[FailedExecution]
+    last_failures: list[statistics.FailedExecution]
     last_24h: Day
     corruption: list[Check]
     isolation: IsolationNow
@@ -165,7 +153,7 @@ def quest_status(settings: Settings) -> QuestStatus:
         running=_actives([record for record in active if record.status is not Status.QUEUED]),
         queued=_actives([record for record in active if record.status is Status.QUEUED]),
         capacity={name: Claimed(claimed=one.claimed, capacity=one.capacity) for name, one in present.shares(settings).items()},
-        last_failures=[FailedExecution(**one._asdict()) for one in failures], last_24h=day,
+        last_failures=failures, last_24h=day,
         corruption=[check for check in checks if check.corruption], isolation=IsolationNow(degraded=bool(off), protections_off=off),
     )  # fmt: skip
 

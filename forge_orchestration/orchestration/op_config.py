@@ -46,7 +46,7 @@ def config_schema(
         SpecError: The definition names a runtime or an executor that is not there, or a type that has no config type.
     """
     return {
-        "runtime": _choice("ForgeRuntime", runtimes, definition.runtime, "Software environment to run in.", "runtime"),
+        "runtime": _runtime_choice(definition, runtimes),
         "executor": _choice("ForgeExecutor", executors, definition.executor, "Where to run.", "executor"),
         "threads": dg.Field(
             dg.Int,
@@ -75,6 +75,14 @@ def config_schema(
             description="Hard limits on the whole process tree, enforced by the kernel.",
         ),
     }
+
+
+def _runtime_choice(definition: AnalysisDefinition, runtimes: Sequence[str]) -> dg.Field:
+    """The names in the catalog; and, where an analysis asks for one build of a runtime (`NAME@BUILD`), that one too."""
+    type_name = "ForgeRuntime"
+    if definition.runtime.partition("@")[0] in runtimes and definition.runtime not in runtimes:
+        type_name, runtimes = f"ForgeRuntime_{definition.name}", [*runtimes, definition.runtime]
+    return _choice(type_name, runtimes, definition.runtime, "Software environment to run in.", "runtime")
 
 
 def _choice(type_name: str, names: Sequence[str], default: str, description: str, what: str) -> dg.Field:

@@ -65,7 +65,7 @@ def build(name: str, settings: Settings, inside: Inside, *, force: bool = False,
         except OSError as error:
             raise RuntimeCatalogError(f"Runtime '{name}' cannot be built in {aside}: {error.strerror}.") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            _discard(aside, definition.name, settings)
         return runtime
 
 
@@ -169,11 +169,16 @@ def remove_leftovers(name: str, settings: Settings) -> list[str]:
     """
     found = unfinished_builds(settings.runtimes_dir / ".building", name)
     for folder in found:
-        if (folder / "runtime.json").exists():
-            retention.retire(folder, settings, name)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder, name, settings)
     return [folder.name for folder in found]
+
+
+def _discard(folder: Path, name: str, settings: Settings) -> None:
+    if not (folder / "runtime.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):  # it stays where it is, and the next build tries again
+        retention.retire(folder, settings, name)
 
 
 def unfinished_builds(building: Path, name: str) -> list[Path]:

@@ -13,6 +13,7 @@ from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.runtimes import catalog, system
 from forge_orchestration.runtimes.catalog import RuntimeDefinition
 from forge_orchestration.runtimes.image import check_reference
+from forge_orchestration.sandbox import linux
 from forge_orchestration.settings import Settings
 
 _MOST_BYTES = 64 << 20
@@ -71,8 +72,9 @@ def define(
             lines.append("self_test = " + json.dumps(["python", "-c", f"import {', '.join(modules)}"]))
         (aside / "runtime.toml").write_text("\n".join([*lines, ""]), "utf-8")
         if target.is_dir():
-            shutil.rmtree(target)
-        os.rename(aside, target)
+            linux.exchange(aside, target)  # the old one is removed below
+        else:
+            os.rename(aside, target)
     except OSError as error:
         raise RuntimeCatalogError(f"The definition {target} cannot be written: {error.strerror}.") from error
     finally:

@@ -19,6 +19,7 @@ from forge_orchestration.settings import Settings
 
 if TYPE_CHECKING:
     import docker
+    from docker.models.containers import Container
 
 _REFERENCE = re.compile(r"([a-zA-Z0-9][a-zA-Z0-9._/:-]*@)?sha256:[0-9a-f]{64}")
 _TIMEOUT_S = 30
@@ -71,27 +72,60 @@ def findings(runtime: Runtime, settings: Settings) -> list[str]:
 
 
 def run(runtime: Runtime, command: Sequence[str], limits: Limits, settings: Settings) -> None:
-    """Run a command in a container of the image: without network, capabilities or a writable root, within memory and processes.
+    """Run a command in a container of the image: without network, capabilities or a writable root, within its limits.
+
+    The container is gone afterwards, however it ended.
 
     Raises:
-        RuntimeCatalogError: It cannot be run, or fails; the sentence holds the end of what it said.
+        RuntimeCatalogError: It cannot be run so, fails, or takes too long; the sentence holds the end of what it said.
     """
     import docker.errors
     import requests
 
     try:
-        with _engine(settings, limits.wall_time_s) as client:
-            client.containers.run(
-                runtime.packages["image"], list(command), network_mode="none", read_only=True, remove=True, cap_drop=["ALL"],
+        with _engine(settings, _TIMEOUT_S) as client:
+            container = client.containers.create(
+                runtime.packages["image"], list(command), network_mode="none", read_only=True, cap_drop=["ALL"],
                 security_opt=["no-new-privileges"], mem_limit=limits.memory_bytes, memswap_limit=limits.memory_bytes,
                 pids_limit=limits.pids, nano_cpus=int(limits.cpus * 1e9), tmpfs={"/tmp": f"size={limits.scratch_bytes},mode=1777"}, user="65534:65534",
             )  # fmt: skip
-    except docker.errors.ContainerError as error:
-        said = b"" if error.stderr is None else error.stderr
-        text = " ".join(said.decode(errors="replace").split()) if isinstance(said, bytes) else str(said)
-        raise RuntimeCatalogError(f"It exited with status {error.exit_status}: {text[-600:]}") from error
+            try:
+                _check_limits(container, limits)
+                container.start()
+                status = _wait(container, limits.wall_time_s)
+                said = " ".join(container.logs(stdout=False).decode(errors="replace").split())
+            finally:
+                container.remove(force=True)
     except (docker.errors.DockerException, requests.RequestException) as error:
         raise RuntimeCatalogError(f"No container of it can be run: {_said(error)}.") from error
+    if status != 0:
+        raise RuntimeCatalogError(f"It exited with status {status}: {said[-600:]}")
+
+
+def _check_limits(container: Container, limits: Limits) -> None:
+    """Refuse to start where the engine has dropped a limit, which it does with a warning that nobody reads.
+
+    Raises:
+        RuntimeCatalogError: It has.
+    """
+    container.reload()
+    wanted = {"Memory": limits.memory_bytes, "PidsLimit": limits.pids, "NanoCpus": int(limits.cpus * 1e9)}
+    dropped = [name for name, value in wanted.items() if container.attrs["HostConfig"].get(name) != value]
+    if dropped:
+        raise RuntimeCatalogError(
+            f"The container engine does not limit {', '.join(dropped)}, so nothing is run.", "See: docker info"
+        )
+
+
+def _wait(container: Container, timeout_s: float) -> int:
+    import requests
+
+    try:
+        return int(container.wait(timeout=math.ceil(timeout_s))["StatusCode"])
+    except (requests.ReadTimeout, requests.ConnectionError) as error:
+        raise RuntimeCatalogError(
+            f"It did not end within {timeout_s:g} s.", "Raise wall_time in its limits, or do less."
+        ) from error
 
 
 class _engine:
@@ -120,12 +154,13 @@ class _engine:
 
 def _find(client: docker.DockerClient, reference: str) -> dict[str, Any] | None:
     import docker.errors
+    import requests
 
     try:
         facts: dict[str, Any] = client.images.get(reference).attrs
     except docker.errors.ImageNotFound:
         return None
-    except docker.errors.APIError as error:
+    except (docker.errors.DockerException, requests.RequestException) as error:
         raise RuntimeCatalogError(f"The image {reference} cannot be looked at: {_said(error)}.") from error
     return facts
 

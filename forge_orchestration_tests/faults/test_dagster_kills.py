@@ -20,8 +20,8 @@ import dagster as dg
 import pytest
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.executors.recovery import Reconciled
-from forge_orchestration.model.reasons import EndReason
+from forge_orchestration.executors.recovery import TRIAL, Reconciled
+from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import leftovers
@@ -136,8 +136,10 @@ def _judge(deployment: Deployment, before: set[str], runs: list[str]) -> None:
     assert brief["end_reason"] in (LOST, DIED, EndReason.COMPLETED), brief["message"]
     engine = Engine(load_settings(deployment.home))
     report = reconcile(engine)
+    alive = {row["analysis"] for row in engine.store.list() if not Status(row["status"]).is_final}
     # a trial of the health sensor may be there, alive, or cut short by the daemon's own end, and that one is gone for good
     assert report == Reconciled(removed=report.removed, alive=report.alive) and report.alive <= 1, report
+    assert alive <= {TRIAL}, alive
     assert all(line.startswith("trial") for line in report.removed), report
     rows = {str(row["execution_id"]): row["status"] for row in engine.store.list(limit=1000)}
     assert rows == {record["execution_id"]: record["status"] for record in deployment.records()}

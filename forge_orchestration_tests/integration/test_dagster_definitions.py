@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import msgspec
 import pytest
 from dagster._config import process_config
 
+from forge_orchestration.errors import SpecError
+from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.spec import AnalysisDefinition, Param
-from forge_orchestration.orchestration.op_config import describe_param, spec_arguments
+from forge_orchestration.orchestration.op_config import config_schema, describe_param, spec_arguments
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
@@ -132,6 +135,26 @@ def test_config_says_only_what_was_chosen() -> None:
     assert same["priority"] == 3
     assert same["limits"] == {"memory": "1GiB"}
     assert spec_arguments({**config, "runtime": "forge-singlecell"}, definition)["runtime"] == "forge-singlecell"
+
+
+def test_an_analysis_may_ask_for_one_build_of_a_runtime() -> None:
+    """The launchpad offers it there, and to no other analysis."""
+    one = AnalysisDefinition(name="one", folder="/x", command=("true",), runtime="forge-python@abc123")
+    other = AnalysisDefinition(name="other", folder="/x", command=("true",))
+
+    def job(definition: AnalysisDefinition) -> dg.JobDefinition:
+        schema = config_schema(definition, Limits(), Limits(), ["forge-python"], ["local"])
+        op = dg.op(name=definition.name, config_schema=schema)(lambda context: None)
+        return dg.GraphDefinition(name=f"{definition.name}_job", node_defs=[op]).to_job()
+
+    jobs = [job(one), job(other)]
+    dg.Definitions.validate_loadable(dg.Definitions(jobs=jobs))
+    dg.validate_run_config(jobs[0], {"ops": {"one": {"config": {"runtime": "forge-python@abc123"}}}})
+    with pytest.raises(dg.DagsterInvalidConfigError):
+        dg.validate_run_config(jobs[1], {"ops": {"other": {"config": {"runtime": "forge-python@abc123"}}}})
+    missing = msgspec.structs.replace(one, runtime="nosuch@abc")
+    with pytest.raises(SpecError, match="no runtime 'nosuch@abc'"):
+        config_schema(missing, Limits(), Limits(), ["forge-python"], ["local"])
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def image(engine: str) -> str:
                 len(busybox) if kind == tarfile.REGTYPE else 0,
             )
             archive.addfile(entry, io.BytesIO(busybox))
-        for name in ("sh", "true", "id", "touch", "test"):
+        for name in ("sh", "true", "id", "touch", "test", "cat", "sleep"):
             entry = tarfile.TarInfo(f"bin/{name}")
             entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
             archive.addfile(entry)
@@ -80,10 +80,12 @@ def forge(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[For
     yield Forge(home)
 
 
-def define(forge: Forge, name: str, image: str, self_test: list[str]) -> None:
+def define(forge: Forge, name: str, image: str, self_test: list[str], limits: str = "") -> None:
     folder = forge.home / "definitions" / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "runtime.toml").write_text(f'kind = "image"\nimage = "{image}"\nself_test = {json.dumps(self_test)}\n')
+    (folder / "runtime.toml").write_text(
+        f'kind = "image"\nimage = "{image}"\nself_test = {json.dumps(self_test)}\nlimits = {{{limits}}}\n'
+    )
 
 
 def test_an_image_is_built_tested_and_missed_when_it_is_gone(forge: Forge, engine: str, image: str) -> None:
@@ -121,6 +123,24 @@ def test_a_self_test_has_no_rights(forge: Forge, image: str) -> None:
     )
     built = forge("runtimes", "build", "tested")
     assert built.returncode == 0, built.stderr
+
+
+def test_its_limits_are_the_kernels(forge: Forge, image: str) -> None:
+    """Read inside, from the cgroup of the container."""
+    read = "$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max)"
+    define(forge, "limited", image, ["/bin/sh", "-c", f"test {read} = {64 << 20}"], 'memory = "64MiB"')
+    built = forge("runtimes", "build", "limited")
+    assert built.returncode == 0, built.stderr
+
+
+def test_a_self_test_that_does_not_end_is_ended(forge: Forge, engine: str, image: str) -> None:
+    import docker
+
+    define(forge, "endless", image, ["/bin/sleep", "600"], 'wall_time = "2s"')
+    built = forge("runtimes", "build", "endless")
+    assert built.returncode == 4 and "did not end within 2 s" in built.stderr, built.stderr
+    with contextlib.closing(docker.DockerClient(base_url=engine)) as client:
+        assert client.containers.list(all=True) == []
 
 
 @pytest.mark.parametrize(

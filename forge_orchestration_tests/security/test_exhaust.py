@@ -175,7 +175,9 @@ def test_small_objects_of_the_kernel(arena: Arena, form: str) -> None:
         assert not outcome.finished, outcome
     else:
         assert outcome.finished and outcome.errors()["all of them"] in STOCKS[form], outcome
-        assert isinstance(outcome.facts["taken"], int) and outcome.facts["taken"] >= 16, outcome
+        # an execution that is not root's has a user namespace, in which Forge allows so few
+        least = 16 if form == "watches" and not AS_ROOT else 51
+        assert isinstance(outcome.facts["taken"], int) and outcome.facts["taken"] >= least, outcome
         outcome.assert_ended("completed")
 
 

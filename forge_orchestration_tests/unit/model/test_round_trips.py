@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 import forge_orchestration
+from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.health.changes import Change, Trouble
 from forge_orchestration.health.host import ClockReading
@@ -21,7 +22,6 @@ from forge_orchestration.metrics.status import (
     Check,
     Claimed,
     Day,
-    FailedExecution,
     Health,
     IsolationNow,
     QuestStatus,
