@@ -147,7 +147,8 @@ class Engine:
 
             check_code(Path(spec.folder))
         return chosen, tuple(
-            resolve_input(name, source, self.settings, chosen.site_packages, self.store) for name, source in spec.inputs.items()
+            resolve_input(name, source, self.settings, chosen.site_packages, self.store, spec.folder)
+            for name, source in spec.inputs.items()
         )
 
     def _enter(self, admission: Admission, spec: AnalysisSpec, folder: ExecutionFolder, wait_for_room: bool) -> str:

@@ -57,12 +57,15 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
-def resolve_input(name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache) -> ResolvedInput:
+def resolve_input(
+    name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache, analysis_folder: str | None = None
+) -> ResolvedInput:
     """Check one input and compute its digest.
 
     Args:
         source: A path, or `package://NAME/PATH` for a file in the runtime.
         site_packages: Where the runtime's packages lie; None if it has none of Python's.
+        analysis_folder: The analysis' own files, which it may read wherever they lie.
 
     Raises:
         SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
@@ -76,13 +79,14 @@ def resolve_input(name: str, source: str, settings: Settings, site_packages: Pat
     if in_package and site_packages is not None:
         path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
         roots: tuple[Path, ...] = (Path(os.path.realpath(site_packages)),)
-        where = "the runtime's packages"
+        where, hint = "the runtime's packages", "Name a file or folder of a package."
     else:
         path = Path(os.path.realpath(os.path.expanduser(source)))
-        roots = tuple(Path(os.path.realpath(root)) for root in settings.allowed_input_roots)
+        own = [analysis_folder] if analysis_folder is not None else []
+        roots = tuple(Path(os.path.realpath(root)) for root in [*settings.allowed_input_roots, *own])
         where = "the folders that inputs may come from"
-    if not any(path.is_relative_to(root) for root in roots) or (not in_package and _is_forges_own(path, settings)):
         hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."
+    if not any(path.is_relative_to(root) for root in roots) or (not in_package and _is_forges_own(path, settings)):
         raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
     try:
         # links were resolved above, once, and what is opened is that very path: a link that is put in its way now is refused

@@ -290,6 +290,33 @@ class TestPackage:
         refused(resolve, "package://link", "is not in the runtime's packages")
 
 
+class TestTheAnalysisOwn:
+    """What lies beside an analysis' script is mounted for it anyway: it needs no root, and opens nothing else."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "opt" / "islands"
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "islands.bed").write_text("chr1")
+        (folder.parent / "islands_of_others").mkdir()
+        (folder.parent / "islands_of_others" / "secret").write_text("x")
+        return folder
+
+    def test_its_files(self, settings: Settings, folder: Path) -> None:
+        source = str(folder / "data" / "islands.bed")
+        assert resolve_input("x", source, settings, None, Digests(), str(folder)).path == source
+
+    def test_of_another_analysis(self, settings: Settings, folder: Path) -> None:
+        with pytest.raises(SpecError, match="is not in the folders"):
+            resolve_input("x", str(folder / "data" / "islands.bed"), settings, None, Digests())
+
+    @pytest.mark.parametrize("way", ["../islands_of_others/secret", "link", "../../opt", "/etc/passwd"])
+    def test_no_way_out(self, settings: Settings, folder: Path, way: str) -> None:
+        os.symlink("../islands_of_others/secret", folder / "link")
+        with pytest.raises(SpecError, match="is not in the folders"):
+            resolve_input("x", os.path.join(folder, way), settings, None, Digests(), str(folder))
+
+
 class TestForgesOwn:
     """A deployment may allow roots that hold its own home: what lies in there is still nobody's input."""
 
