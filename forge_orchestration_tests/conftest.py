@@ -26,7 +26,9 @@ from forge_orchestration.model.record import ExecutionRecord, record_from_json
 
 T = TypeVar("T")
 RUNTIME = "forge-python"
-_TIMEOUT_S = 60.0
+# how much slower than usual this host is known to be: an emulated one is
+PATIENCE = float(os.environ.get("FORGE_TESTS_PATIENCE", "1"))
+_TIMEOUT_S = 60.0 * PATIENCE
 _ENDING_S = 10.0
 _homes: list[Path] = []
 _executions: dict[Path, set[str]] = {}
@@ -86,10 +88,6 @@ def no_service_is_started() -> Iterator[None]:
     finally:
         if ours:
             policy.unlink()
-
-
-# how much slower than usual this host is known to be: an emulated one is
-PATIENCE = float(os.environ.get("FORGE_TESTS_PATIENCE", "1"))
 
 
 def wait_until(what: str, look: Callable[[], T], timeout_s: float = 20.0) -> T:

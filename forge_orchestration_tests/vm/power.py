@@ -79,5 +79,5 @@ def after() -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(400, exit=True)  # should it hang, it is to say where
+    faulthandler.dump_traceback_later(600, exit=True)  # should it hang, it is to say where
     {"before": before, "after": after}[sys.argv[1]]()

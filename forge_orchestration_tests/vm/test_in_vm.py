@@ -30,6 +30,7 @@ DESELECTED += "and not refused_calls_without_end "
 # it loses itself in a segment of 32 bits: the kernel ends the program with an oops, whether it is filtered or not
 DESELECTED += "and not foreign_segment"
 NOT_BUILT = 125
+PATIENCE = "FORGE_TESTS_PATIENCE=5"
 
 
 @pytest.mark.timeout(3000)
@@ -47,14 +48,15 @@ def test_limits_security_and_faults(user: str) -> None:
     assert in_vm([{"user": user, "command": ALONE[user] + _tests(WHOLE)}], 14000).count(" passed") == 1
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
 def test_the_power_goes_while_executions_run() -> None:
-    command = "python -m forge_orchestration_tests.vm.power"
+    command = f"{PATIENCE} python -m forge_orchestration_tests.vm.power"
     users = ("root", "newcomer", "forge")  # a service ends with all that it runs: this one does not end
     steps: list[dict[str, object]] = [{"user": user, "command": f"cd /opt/project && {command} before"} for user in users]
     steps[-1] |= {"command": f"{steps[-1]['command']} && echo now && sleep 3600", "power_off": "ready to lose power\nnow"}
     steps += [{"user": user, "command": f"cd /opt/project && {command} after"} for user in USERS]
-    assert in_vm(steps, 1200).count("nothing was lost, and nothing is left") == len(USERS)
+    assert in_vm(steps, 2400).count("nothing was lost, and nothing is left") == len(USERS)
 
 
 def _tests(*selections: str) -> str:
@@ -66,9 +68,7 @@ def _tests(*selections: str) -> str:
             word if word.startswith(("-", "forge_orchestration_tests")) or word == "smoke" else f"{package}/{word}"
             for word in selection.split()
         ]
-        runs.append(
-            f"FORGE_TESTS_PATIENCE=5 python -m pytest -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}"
-        )
+        runs.append(f"{PATIENCE} python -m pytest -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}")
     return f"cd /opt/project && {' && '.join(runs)}"
 
 
