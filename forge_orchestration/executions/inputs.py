@@ -82,7 +82,7 @@ def resolve_input(
         where, hint = "the runtime's packages", "Name a file or folder of a package."
     else:
         path = Path(os.path.realpath(os.path.expanduser(source)))
-        own = [analysis_folder] if analysis_folder is not None else []
+        own = [Path(analysis_folder)] if analysis_folder is not None else []
         roots = tuple(Path(os.path.realpath(root)) for root in [*settings.allowed_input_roots, *own])
         where = "the folders that inputs may come from"
         hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."

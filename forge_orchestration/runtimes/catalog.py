@@ -4,7 +4,8 @@ FORGE_HOME/definitions/<name>/          what `forge runtimes add` has written: r
 FORGE_HOME/runtimes/<name>/<build>/     one build; `build` follows from the lock and the interpreter
   prefix/          the environment, mounted at /forge/runtime; an adopted one and the host's programs stay where they are
   runtime.json     what it is; written before the folder is moved into place
-  seal.json        every file of it, with its digest; index.json without
+  seal.json        every file of it, with its digest
+  index            the same without digests, as text
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ import msgspec
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.executions.folder import write_atomically
 from forge_orchestration.model.compiled import compiled
+from forge_orchestration.runtimes import index
 from forge_orchestration.runtimes.hashing import sha256_of
 
 _INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "pyvenv.cfg", ".lock", "CACHEDIR.TAG")
 _MOST_FINDINGS = 20
 _SEAL = "seal.json"
-_INDEX = "index.json"
 
 
 @compiled
@@ -161,21 +161,21 @@ def content_digest(entries: list[Entry], python: str, original: Mapping[str, str
 
 
 def save(folder: Path, entries: list[Entry]) -> None:
-    """Keep the seal beside the prefix, and an index of it without digests, which is all that a quick comparison reads."""
+    """Keep the seal beside the prefix, and its index, which is all that a quick comparison reads where nothing has changed."""
     write_atomically(folder / _SEAL, msgspec.json.encode(entries))
-    write_atomically(folder / _INDEX, msgspec.json.encode([msgspec.structs.replace(entry, sha256="") for entry in entries]))
+    index.save(folder, entries)
 
 
-def load(folder: Path, name: str = _SEAL) -> list[Entry]:
+def load(folder: Path) -> list[Entry]:
     """The seal of the build in `folder`.
 
     Raises:
         RuntimeCatalogError: It is not there or torn.
     """
     try:
-        return msgspec.json.decode((folder / name).read_bytes(), type=list[Entry])
+        return msgspec.json.decode((folder / _SEAL).read_bytes(), type=list[Entry])
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise RuntimeCatalogError(f"The seal {folder}/{name} cannot be read: {error}.", "Build the runtime again.") from error
+        raise RuntimeCatalogError(f"The seal {folder}/{_SEAL} cannot be read: {error}.", "Build the runtime again.") from error
 
 
 def quick_verdict(folder: Path, look: Callable[[], list[str]], max_age_s: float) -> Verdict:
@@ -222,7 +222,9 @@ def quarantine(folder: Path) -> str:
 
 def compare(folder: Path, tree: Tree, *, full: bool) -> list[str]:
     """What differs between the files of the build in `folder` and its seal: at most a few sentences, each with the file's name."""
-    sealed = load(folder, _SEAL if full else _INDEX)
+    if not full and tree.whole and index.proves_unchanged(folder, tree.prefix):
+        return []
+    sealed = load(folder)
     scanned = _scan_tree(tree, sealed)
     return _differences(tree, sealed, _read(tree.prefix, scanned) if full else scanned, full)
 

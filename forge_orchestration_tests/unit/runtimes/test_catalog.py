@@ -175,8 +175,9 @@ class TestResolve:
             catalog.resolve("forge-python", home)
 
     def test_one_without_its_seal(self, home: Settings, build: Path) -> None:
-        (build / "index.json").unlink()
-        with pytest.raises(RuntimeCatalogError, match=r"index\.json cannot be read"):
+        (build / "index").unlink()
+        (build / "seal.json").unlink()
+        with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
             catalog.resolve("forge-python", home)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import RuntimeCatalogError
-from forge_orchestration.runtimes import seal
+from forge_orchestration.runtimes import index, seal
 
 
 def quick_verdict(folder: Path, max_age_s: float) -> seal.Verdict:
@@ -149,13 +149,74 @@ def test_many_findings_are_cut(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "[", '{"a": 1}', '[["a"]]'])
-@pytest.mark.parametrize(("name", "full"), [("seal.json", True), ("index.json", False)])
-def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | None, name: str, full: bool) -> None:
-    (folder / name).unlink()
+def test_a_seal_that_cannot_be_read_is_a_sentence(folder: Path, content: str | None) -> None:
+    (folder / "seal.json").unlink()
     if content is not None:
-        (folder / name).write_text(content)
-    with pytest.raises(RuntimeCatalogError, match=f"{name} cannot be read"):
-        compare(folder, full=full)
+        (folder / "seal.json").write_text(content)
+    with pytest.raises(RuntimeCatalogError, match=r"seal\.json cannot be read"):
+        compare(folder, full=True)
+
+
+class TestIndex:
+    """It is what makes a quick comparison quick; what it cannot show to be whole is looked at with the seal."""
+
+    @pytest.fixture
+    def looked_up(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """The builds whose seal was asked."""
+        asked: list[Path] = []
+        load = seal.load
+        monkeypatch.setattr(seal, "load", lambda folder: asked.append(folder) or load(folder))
+        return asked
+
+    def test_it_is_enough_for_a_whole_runtime(self, folder: Path, looked_up: list[Path]) -> None:
+        assert compare(folder, full=False) == looked_up == []
+
+    def test_byte_code_that_was_added_does_not_matter(self, folder: Path, looked_up: list[Path]) -> None:
+        (folder / "prefix/lib/__pycache__/b.pyc").write_text("new")
+        (folder / "prefix/bin/__pycache__").mkdir()
+        (folder / "prefix/bin/__pycache__/deep").mkdir()
+        assert compare(folder, full=False) == looked_up == []
+
+    @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "of another", "no find"])
+    def test_without_it_the_seal_is_asked(
+        self, folder: Path, looked_up: list[Path], damage: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = folder / "index"
+        if damage == "missing":
+            path.unlink()
+        elif damage == "no find":
+            monkeypatch.setattr(index, "_PRINT", ("-nonsense",))
+        else:
+            content = path.read_bytes()
+            path.write_bytes({"empty": b"", "torn": content[:-40], "of another": content.replace(b"lib", b"bil")}[damage])
+        assert compare(folder, full=False) == []
+        assert looked_up == [folder]
+        (folder / "prefix/lib/b.py").unlink()
+        assert compare(folder, full=False) == ["lib/b.py is missing"]
+
+    def test_odd_kinds_are_looked_at(self, folder: Path) -> None:
+        os.mkfifo(folder / "prefix/pipe")
+        os.chmod(folder / "prefix/pipe", 0o644)
+        seal.save(folder, seal.make(folder / "prefix"))
+        assert compare(folder, full=False) == []
+        os.chmod(folder / "prefix/pipe", 0o777)
+        assert compare(folder, full=False) == ["pipe has mode 777 instead of 644"]
+
+    def test_many_folders_and_long_names(self, tmp_path: Path, looked_up: list[Path]) -> None:
+        """More than one command line holds."""
+        prefix = tmp_path / "build" / "prefix"
+        for number in range(1500):
+            (prefix / f"{number:0200d}" / ("ö" * 120)).mkdir(parents=True)
+        seal.save(tmp_path / "build", seal.make(prefix))
+        assert compare(tmp_path / "build", full=False) == looked_up == []
+        (prefix / f"{1499:0200d}" / ("ö" * 120) / "x").touch()
+        assert compare(tmp_path / "build", full=False) == [f"{1499:0200d}/{'ö' * 120}/x was added"]
+
+    @pytest.mark.parametrize("when", [0, 1, 10**9 - 1, 10**9, 1_700_000_000_123_456_789, 4 * 10**18])
+    def test_every_time(self, folder: Path, looked_up: list[Path], when: int) -> None:
+        os.utime(folder / "prefix/lib/a.py", ns=(when, when))
+        seal.save(folder, seal.make(folder / "prefix"))
+        assert compare(folder, full=False) == looked_up == []
 
 
 class TestDigests:
