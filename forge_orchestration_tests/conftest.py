@@ -184,13 +184,18 @@ def forge(forge_home: Path) -> Forge:
     return Forge(forge_home)
 
 
+def copy_runtime(source: Path, home: Path) -> None:
+    """Put the build of `forge-python` that the home `source` has into another home; by now it may have large ones besides."""
+    shutil.copytree(source / "runtimes" / RUNTIME, home / "runtimes" / RUNTIME, symlinks=True)
+
+
 @pytest.fixture
 def other_forge(forge_home: Path, tmp_path: Path) -> Forge:
     """The `forge` command in a fresh home of its own, with the same built runtime, and settings that a test may write."""
     home = tmp_path / "another home"
     home.mkdir(mode=0o700)
     _homes.append(home)
-    shutil.copytree(forge_home / "runtimes", home / "runtimes", symlinks=True)
+    copy_runtime(forge_home, home)
     return Forge(home)
 
 

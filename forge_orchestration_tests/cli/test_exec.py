@@ -12,7 +12,7 @@ import pytest
 
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration_tests.cli.conftest import SMALL
-from forge_orchestration_tests.conftest import Forge, leftovers, parse_record, wait_until
+from forge_orchestration_tests.conftest import Forge, copy_runtime, leftovers, parse_record, wait_until
 
 
 class TestStreams:
@@ -315,11 +315,9 @@ def test_while_it_runs_it_can_be_found_and_afterwards_not(other_forge: Forge) ->
 
 
 def test_a_home_whose_path_is_hostile(forge: Forge, tmp_path: Path) -> None:
-    import shutil
-
     home = tmp_path / "-a\nb'\"$(x) ö \\n"
     home.mkdir(mode=0o700)
-    shutil.copytree(forge.home / "runtimes", home / "runtimes", symlinks=True)
+    copy_runtime(forge.home, home)
     hostile = Forge(home)
     record = hostile.record("exec", *SMALL, "--", "sh", "-c", "echo 1 > $FORGE_OUTPUTS/a")
     assert record.succeeded, record.message

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -79,7 +78,7 @@ def home(forge_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Forge:
     home = tmp_path_factory.mktemp("metrics") / "home"
     home.mkdir(mode=0o700)
     conftest._homes.append(home)
-    shutil.copytree(forge_home / "runtimes", home / "runtimes", symlinks=True)
+    conftest.copy_runtime(forge_home, home)
     forge = Forge(home)
     for reason, words in ENDS.items():
         assert forge.record("exec", *SMALL, *words).end_reason == reason

@@ -97,7 +97,7 @@ def test_a_helper_that_is_killed_while_the_sandbox_is_set_up_ends_the_execution(
 ) -> None:
     """Never a supervisor that waits for ever, nor a helper that does."""
     assert forge_orchestration.run(["true"]).succeeded
-    for _ in range(15):
+    for _ in range(5):
         before = forge.executions()
         thread, records = _running("sleep", "60")
         killed = False

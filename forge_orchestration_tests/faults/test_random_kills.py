@@ -15,7 +15,7 @@ from forge_orchestration_tests.conftest import Forge, close_own_spawners
 from forge_orchestration_tests.faults.judgement import judge
 from forge_orchestration_tests.faults.rounds import Round
 
-SAMPLE = 12
+SAMPLE = 6
 KILLS = 200
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from forge_orchestration.executions.store import Store
 from forge_orchestration.health import checks
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings, load_settings
+from forge_orchestration_tests.conftest import copy_runtime
 
 
 @pytest.fixture
 def home(forge_home: Path, tmp_path: Path) -> Settings:
-    shutil.copytree(forge_home / "runtimes", tmp_path / "h" / "runtimes", symlinks=True)
+    copy_runtime(forge_home, tmp_path / "h")
     return load_settings(tmp_path / "h")
 
 

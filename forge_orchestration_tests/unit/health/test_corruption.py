@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import forge_orchestration
@@ -12,10 +11,11 @@ from forge_orchestration.health.databases import sqlite_checks
 from forge_orchestration.health.storage import storage_checks
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings, load_settings
+from forge_orchestration_tests.conftest import copy_runtime
 
 
 def test_a_runtime(forge_home: Path, tmp_path: Path, settings: Settings) -> None:
-    shutil.copytree(forge_home / "runtimes", tmp_path / "h" / "runtimes", symlinks=True)
+    copy_runtime(forge_home, tmp_path / "h")
     home = load_settings(tmp_path / "h")
     assert not runtime_check("forge-python", home).corruption
     assert not runtime_check("forge-python", settings).corruption, "what is not built is not damaged"

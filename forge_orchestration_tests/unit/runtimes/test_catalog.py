@@ -14,6 +14,7 @@ import pytest
 from forge_orchestration.errors import RuntimeCatalogError
 from forge_orchestration.runtimes import building, catalog, venv
 from forge_orchestration.settings import Settings, load_settings
+from forge_orchestration_tests.conftest import copy_runtime
 
 GOOD = 'kind = "venv"\nlock = "requirements.txt"\n'
 
@@ -142,7 +143,7 @@ class TestResolve:
     @pytest.fixture
     def home(self, forge_home: Path, tmp_path: Path) -> Settings:
         """A home with a real build of `forge-python` that may be spoilt."""
-        shutil.copytree(forge_home / "runtimes", tmp_path / "spoilt" / "runtimes", symlinks=True)
+        copy_runtime(forge_home, tmp_path / "spoilt")
         return load_settings(tmp_path / "spoilt")
 
     @pytest.fixture
