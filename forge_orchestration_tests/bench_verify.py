@@ -49,9 +49,9 @@ def bench_verify(table: Table) -> None:
 def _bench_quick(table: Table, build: Path, prefix: Path, files: int) -> None:
     build.mkdir()
     entries = seal.make(prefix) if files == 20_000 else sorted(seal.scan(prefix), key=lambda one: one.path)
-    seal.save(build, entries)
-    print(f"\nQuick verification of {len(entries)} entries")
     tree = seal.Tree(prefix)
+    seal.save(build, tree, entries)
+    print(f"\nQuick verification of {len(entries)} entries")
 
     def ours() -> None:
         assert not seal.compare(build, tree, full=False)

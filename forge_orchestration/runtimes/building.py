@@ -120,7 +120,7 @@ def _build_aside(definition: RuntimeDefinition, aside: Path, settings: Settings,
     )  # fmt: skip
     if findings := package_findings(runtime, prefix, {entry.path: entry for entry in entries}, settings):
         raise RuntimeCatalogError(f"What was installed for '{definition.name}' is not whole: {'; '.join(findings[:3])}.")
-    seal.save(aside, entries)
+    seal.save(aside, catalog.tree(runtime, aside), entries)
     if installed.activation_script:
         usable = catalog.resolved(runtime, aside, time.time(), definition.limits)
         activation = inside.activation(usable, installed.activation_script)

@@ -1,19 +1,23 @@
-"""The index of a seal: a record for every entry, just as `find` prints it, so that a whole tree is compared as text.
+"""The index of a seal: what `find` prints of every entry, so that a whole tree is compared as text.
 
 That is how a launch can afford to look at every file: two processes of `find` (one a core) ask the kernel, and what they print is
-held against the index without taking it apart. The index only ever proves that nothing has changed. What has, the seal says.
+held against what they printed when the runtime was built. A folder is read in the same order as long as nothing is put into it, so
+the text is the same to the byte; where it is not, its records are compared as a set. The index only ever proves that nothing has
+changed. What has, the seal says.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.model.compiled import compiled
 
 if TYPE_CHECKING:
     from forge_orchestration.runtimes.seal import Entry
@@ -24,15 +28,52 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 _PRINT = ("-mindepth", "1", "-maxdepth", "1",
           "-type", "d", "-printf", r"%p//d %m %i\0", "-o", "-type", "l", "-printf", r"%p//l %m %i//%l\0",
           "-o", "-type", "f", "-printf", r"%p//f %s %m %T@ %i\0", "-o", "-printf", r"%p//%y\0")  # fmt: skip
-_IS_FOLDER = b"//d "
-# as many folders as fit a command line, were each path as long as paths can be
-_FOLDERS_A_CALL = 500
+# few enough that all cores end together, and enough that the starts of `find` do not count
+_FOLDERS_A_CALL = 250
 _PYCACHE = b"__pycache__"
 
 
-def save(folder: Path, entries: Iterable[Entry]) -> None:
-    """Keep the index of the build in `folder` beside its seal."""
-    write_atomically(folder / _INDEX, b"\0".join(map(_record, entries)))
+@compiled
+class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Some folders of a runtime, and what `find` prints of what lies in them: records, each ended by a zero byte."""
+
+    folders: list[bytes]
+    printed: bytes
+
+
+def save(folder: Path, prefix: Path, entries: list[Entry]) -> None:
+    """Keep the index of the build in `folder` beside its seal; none where `find` prints something else than the seal has."""
+    folders = [b".", *(os.fsencode(f"./{entry.path}") for entry in entries if entry.kind == "d")]
+    calls = [folders[start : start + _FOLDERS_A_CALL] for start in range(0, len(folders), _FOLDERS_A_CALL)]
+    try:
+        parts = [Part(call, printed) for call, printed in zip(calls, _print(prefix, calls), strict=True)]
+    except (OSError, subprocess.CalledProcessError):
+        return
+    if set().union(*(_records(part.printed) for part in parts)) == set(map(_record, entries)):
+        write_atomically(folder / _INDEX, msgspec.msgpack.encode(parts))
+
+
+def proves_unchanged(folder: Path, prefix: Path) -> bool:
+    """Whether every entry beneath `prefix` is as the index of the build in `folder` says, but for byte code that was added.
+
+    False says only that it could not be shown.
+    """
+    try:
+        parts = msgspec.msgpack.decode((folder / _INDEX).read_bytes(), type=list[Part])
+        return bool(parts) and all(map(_is_same, parts, _print(prefix, [part.folders for part in parts])))
+    except (OSError, msgspec.DecodeError, subprocess.CalledProcessError):
+        return False
+
+
+def _is_same(part: Part, printed: bytes) -> bool:
+    if printed == part.printed:
+        return True
+    expected, found = _records(part.printed), _records(printed)
+    return expected <= found and all(_PYCACHE in record.partition(b"//")[0] for record in found - expected)
+
+
+def _records(printed: bytes) -> set[bytes]:
+    return set(printed.split(b"\0")[:-1])
 
 
 def _record(entry: Entry) -> bytes:
@@ -48,28 +89,17 @@ def _record(entry: Entry) -> bytes:
     return os.fsencode(f"./{entry.path}//{facts.get(entry.kind, 'odd')}")
 
 
-def proves_unchanged(folder: Path, prefix: Path) -> bool:
-    """Whether every entry beneath `prefix` is as the index of the build in `folder` says, but for byte code that was added.
+def _print(prefix: Path, calls: list[list[bytes]]) -> list[bytes]:
+    """What `find` prints for each call's folders, in as many processes as there are cores.
 
-    False says only that it could not be shown: there is no index, or no `find` that prints records.
+    Raises:
+        OSError, subprocess.CalledProcessError: There is no `find` that does, or a folder cannot be read.
     """
-    try:
-        expected = (folder / _INDEX).read_bytes().split(b"\0")
-        folders = [b".", *(record.partition(b"//")[0] for record in expected if _IS_FOLDER in record)]
-        cores = len(os.sched_getaffinity(0))
-        a_call = max(1, min(_FOLDERS_A_CALL, -(-len(folders) // cores)))
-        calls = [folders[start : start + a_call] for start in range(0, len(folders), a_call)]
-        with ThreadPoolExecutor(cores) as pool:
-            printed = b"".join(pool.map(lambda call: _print(prefix, call), calls)).split(b"\0")
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    printed.pop()  # each record ends with a zero byte
-    missing = set(expected)
-    added = [record for record in printed if record not in missing]
-    missing.difference_update(printed)
-    return not missing and all(_PYCACHE in record.partition(b"//")[0] for record in added)
 
+    def call(folders: list[bytes]) -> bytes:
+        command = [b"find", *folders, *map(os.fsencode, _PRINT)]
+        done = subprocess.run(command, cwd=prefix, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        return done.stdout
 
-def _print(prefix: Path, folders: list[bytes]) -> bytes:
-    command = [b"find", *folders, *map(os.fsencode, _PRINT)]
-    return subprocess.run(command, cwd=prefix, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(call, calls))

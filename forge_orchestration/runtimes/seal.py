@@ -160,10 +160,11 @@ def content_digest(entries: list[Entry], python: str, original: Mapping[str, str
     return digest.hexdigest()
 
 
-def save(folder: Path, entries: list[Entry]) -> None:
-    """Keep the seal beside the prefix, and its index, which is all that a quick comparison reads where nothing has changed."""
+def save(folder: Path, tree: Tree, entries: list[Entry]) -> None:
+    """Keep the seal of the build in `folder`, and its index, which is all that a quick comparison reads where nothing has changed."""
     write_atomically(folder / _SEAL, msgspec.json.encode(entries))
-    index.save(folder, entries)
+    if tree.whole:
+        index.save(folder, tree.prefix, entries)
 
 
 def load(folder: Path) -> list[Entry]:

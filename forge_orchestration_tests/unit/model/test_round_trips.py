@@ -54,6 +54,7 @@ from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
+from forge_orchestration.runtimes.index import Part
 from forge_orchestration.runtimes.seal import Entry, Verdict
 from forge_orchestration.sandbox.cgroups.base import Counters
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
@@ -187,7 +188,7 @@ EXAMPLES: list[msgspec.Struct] = [
         name="n", kind="venv", build="b", content_digest="c", seal_digest="s", python="3.11.2", base_prefix="/usr", prefix=TEXT, mount="/m", site_packages="s", activation={"A": TEXT},
         packages={"a": "1"}, built_at=0.5, build_s=1.5, bytes=2**40, files=3,
     ),
-    Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest", 7), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]),
+    Entry("a/ö\n", "l", 1, 0o644, 2**62, "../t", "digest", 7), Entry("p", "d", 0, 0o755, 0), Verdict(at=0.5, findings=[TEXT]), Part([b".", b"./\xff"], b"./\xff//d 755 7\0"),
     Verification(runtime="r", state="unhealthy", tier="full", findings=[TEXT], files=3, took_s=0.5),
     Inspection(target="r", results=[CheckResult(name="n", target="r", passed=False)], findings=2, took_s=0.5, files=3),
     Trouble(target="r", check=TEXT, severity="warning", since=0.5, told=True),

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     os.chmod(prefix / "bin/tool", 0o755)
     os.symlink("tool", prefix / "bin/link")
     os.symlink("/usr/bin/python3", prefix / "bin/python3")
-    seal.save(build, seal.make(prefix))
+    seal.save(build, seal.Tree(prefix), seal.make(prefix))
     return build
 
 
@@ -197,7 +197,7 @@ class TestIndex:
     def test_odd_kinds_are_looked_at(self, folder: Path) -> None:
         os.mkfifo(folder / "prefix/pipe")
         os.chmod(folder / "prefix/pipe", 0o644)
-        seal.save(folder, seal.make(folder / "prefix"))
+        seal.save(folder, seal.Tree(folder / "prefix"), seal.make(folder / "prefix"))
         assert compare(folder, full=False) == []
         os.chmod(folder / "prefix/pipe", 0o777)
         assert compare(folder, full=False) == ["pipe has mode 777 instead of 644"]
@@ -207,7 +207,7 @@ class TestIndex:
         prefix = tmp_path / "build" / "prefix"
         for number in range(1500):
             (prefix / f"{number:0200d}" / ("ö" * 120)).mkdir(parents=True)
-        seal.save(tmp_path / "build", seal.make(prefix))
+        seal.save(tmp_path / "build", seal.Tree(prefix), seal.make(prefix))
         assert compare(tmp_path / "build", full=False) == looked_up == []
         (prefix / f"{1499:0200d}" / ("ö" * 120) / "x").touch()
         assert compare(tmp_path / "build", full=False) == [f"{1499:0200d}/{'ö' * 120}/x was added"]
@@ -215,7 +215,7 @@ class TestIndex:
     @pytest.mark.parametrize("when", [0, 1, 10**9 - 1, 10**9, 1_700_000_000_123_456_789, 4 * 10**18])
     def test_every_time(self, folder: Path, looked_up: list[Path], when: int) -> None:
         os.utime(folder / "prefix/lib/a.py", ns=(when, when))
-        seal.save(folder, seal.make(folder / "prefix"))
+        seal.save(folder, seal.Tree(folder / "prefix"), seal.make(folder / "prefix"))
         assert compare(folder, full=False) == looked_up == []
 
 
