@@ -20,11 +20,7 @@ _KINDS: dict[int, FileKind] = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", sta
 
 
 def look_at(paths: Iterable[Path]) -> dict[str, FileState]:
-    """The state of each path, and of what is beneath it (of folders there, only those that cannot be read), by absolute path.
-
-    Raises:
-        RuntimeCatalogError: There is no `sha256sum`.
-    """
+    """The state of each path, and of what is beneath it (of folders there, only those that cannot be read), by absolute path."""
     states = {name: state for path in paths for name, state in _beneath(os.fspath(path))}
     files = {name: state for name, state in states.items() if state.kind == "file"}
     digests = sha256_of(Path("/"), ((name.removeprefix("/"), state.bytes or 0) for name, state in files.items()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +94,7 @@ def _print(prefix: Path, calls: list[list[bytes]]) -> list[bytes]:
     Raises:
         OSError, subprocess.CalledProcessError: There is no `find` that does, or a folder cannot be read.
     """
+    from concurrent.futures import ThreadPoolExecutor  # a start within `verify_max_age_s` does not pay for it
 
     def call(folders: list[bytes]) -> bytes:
         command = [b"find", *folders, *map(os.fsencode, _PRINT)]

@@ -414,9 +414,9 @@ class TestGuarded:
     def test_a_second_look_that_cannot_be_made_says_why(
         self, guarded: Engine, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Guard, "look_after", lambda guard, store: _raise(RuntimeCatalogError("No sha256sum.")))
+        monkeypatch.setattr(Guard, "look_after", lambda guard, store: _raise(RuntimeCatalogError("No seal.")))
         record = guarded.run(SPEC, runtime=runtime)
-        assert record.succeeded and record.suspect and record.guard is not None and record.guard.why_not_after == "No sha256sum."
+        assert record.succeeded and record.suspect and record.guard is not None and record.guard.why_not_after == "No seal."
 
     def test_a_second_look_that_cannot_be_written_is_left_to_recovery(
         self, guarded: Engine, runtime: ResolvedRuntime, monkeypatch: pytest.MonkeyPatch
