@@ -72,6 +72,13 @@ class Engine:
                 self._store = Store(self.settings.store_path)
             return self._store
 
+    def close(self) -> None:
+        """Close the store, for a process that ends now; not while a recovery that takes long writes to it."""
+        with self._lock:
+            if self._store is not None and not (self._recovery is not None and self._recovery.is_alive()):
+                self._store.close()
+                self._store = None
+
     def executor(self, name: str) -> AnalysisExecutor:
         """The executor called `name`, made at first use.
 

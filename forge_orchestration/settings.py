@@ -10,7 +10,6 @@ import functools
 import math
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -350,11 +349,15 @@ def load_settings(home: Path | None = None) -> Settings:
 @functools.lru_cache(maxsize=8)
 def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     """Read once for each version of the file."""
+    raw: dict[str, Any] = {}
     try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        import tomllib  # a deployment without settings does not pay for it, nor does a spawner
+
+        raw = tomllib.loads(text)
     except FileNotFoundError:
-        raw = {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        pass
+    except (OSError, ValueError) as error:
         raise SpecError(f"The settings in {path} cannot be read: {error}.") from error
     for key in raw:
         if key not in _KEYS:

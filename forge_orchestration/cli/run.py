@@ -80,6 +80,7 @@ def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, s
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        engine.close()
     assert record.end_reason is not None
     return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
 

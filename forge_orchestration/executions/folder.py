@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +65,8 @@ class ExecutionFolder:
 
     def remove(self) -> None:
         """Remove it with all it holds; only for an execution that never came to be."""
+        import shutil  # no spawner needs it
+
         shutil.rmtree(self.path, ignore_errors=True)
 
     def lock(self, *, wait: bool = True) -> int | None:

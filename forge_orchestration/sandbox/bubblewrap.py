@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from forge_orchestration.errors import HostError, SandboxError
@@ -31,6 +30,8 @@ def find_bubblewrap() -> str:
     Raises:
         HostError: It is not installed.
     """
+    import shutil  # no spawner needs it
+
     path = shutil.which("bwrap")
     if path is None:
         raise HostError("bubblewrap (bwrap) is not installed.", "Install it: sudo apt-get install bubblewrap")

@@ -12,7 +12,6 @@ a Python of the host's.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -133,7 +132,7 @@ def _keeper_pid(status: int) -> int | None:
         if not (data := os.read(status, 4096)):
             return None  # it gave up before there was any; the supervisor hears why
         said += data
-    return int(json.loads(said.split(b"}")[0] + b"}")["child-pid"])
+    return int(msgspec.json.decode(said.split(b"}")[0] + b"}")["child-pid"])
 
 
 def _start(channel: socket.socket, launch: Launch, standard: list[int], keeper: int) -> Ended:

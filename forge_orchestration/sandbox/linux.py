@@ -232,8 +232,9 @@ def install_filter(program: bytes) -> int:
 
 @functools.cache
 def _system_call(name: str) -> int:
-    import pyseccomp
+    from forge_orchestration.sandbox.seccomp import binding
 
+    pyseccomp = binding()
     return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name))
 
 

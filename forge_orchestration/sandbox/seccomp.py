@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
+from types import ModuleType
+from typing import cast
 
 from forge_orchestration.errors import HostError
 
@@ -50,6 +52,25 @@ NEWER = {467: "open_tree_attr"}
 
 
 @functools.cache
+def binding() -> ModuleType:
+    """`pyseccomp`, without the two programs that it runs to find libraries whose names are known: half of what loading it takes.
+
+    Raises:
+        ImportError, OSError, RuntimeError: It is not installed, or libseccomp is not.
+    """
+    import ctypes.util
+
+    known = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
+    find = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: known.get(name) or find(name)
+    try:
+        import pyseccomp
+    finally:
+        ctypes.util.find_library = find
+    return cast(ModuleType, pyseccomp)
+
+
+@functools.cache
 def filter_program() -> bytes:
     """The filter as compiled BPF. Compiled once a process (about a millisecond).
 
@@ -57,7 +78,7 @@ def filter_program() -> bytes:
         HostError: libseccomp is not installed, or does not know this processor.
     """
     try:
-        import pyseccomp
+        pyseccomp = binding()
     except (ImportError, OSError, RuntimeError) as error:
         raise HostError(f"libseccomp cannot be loaded: {error}.", "Install it: sudo apt-get install libseccomp2") from error
     # a system call of another architecture (32 bit, x32) ends the process: the numbers below would mean other calls there
@@ -128,8 +149,7 @@ def _refuse(pyseccomp: object, rules: object, action: object, call: str) -> None
 @functools.cache
 def refused_names() -> dict[int, str]:
     """Name by number of every system call of which some or all uses are refused, on this processor."""
-    import pyseccomp
-
+    pyseccomp = binding()
     names = [*(call for calls in REFUSED.values() for call in calls), "clone", "fcntl", "ioctl", "socket", "socketpair"]
     numbers = {pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name): name for name in names}
     return {number: name for number, name in numbers.items() if number >= 0} | NEWER

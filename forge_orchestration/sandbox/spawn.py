@@ -11,10 +11,11 @@ import threading
 
 _PASSED_ON = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "LD_LIBRARY_PATH")
 _package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# without the collector: what is loaded stays, and to look through it again and again takes a tenth of the start (see `spawner.serve`)
 # -I: nothing of the caller's Python environment (PYTHONPATH, user site, current folder) reaches trusted code
 SPAWNER = (
     sys.executable, "-I", "-c",
-    f"import sys; sys.path.insert(0, {_package_root!r}); from forge_orchestration.sandbox.spawner import main; main()",
+    f"import gc, sys; gc.disable(); sys.path.insert(0, {_package_root!r}); from forge_orchestration.sandbox.spawner import main; main()",
 )  # fmt: skip
 _early: SpawnerProcess | None = None
 _lock = threading.Lock()

@@ -45,8 +45,8 @@ def serve(control: socket.socket, hello: Hello) -> None:
         greeting = Greeting(error=error.message, hint=error.hint)
         control.send(msgspec.json.encode(greeting))
         return
-    gc.collect()
     gc.freeze()  # a forked supervisor then writes to few of the shared pages
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors: the kernel reaps them
     control.send(msgspec.json.encode(Greeting(site=site)))
     while True:

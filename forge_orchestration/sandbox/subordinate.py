@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +44,8 @@ def missing() -> str:
     for path in ("/etc/subuid", "/etc/subgid"):
         if (found := _set_aside(Path(path), name)) is None or found.count < _LEAST:
             return f"no ids are set aside for {name} in {path}"
+    import shutil  # no spawner needs it
+
     for tool in ("newuidmap", "newgidmap"):
         if shutil.which(tool, path=_TOOL_PATH) is None:
             return f"{tool} is not installed"
