@@ -60,6 +60,11 @@ def snapshot_code(folder: Path, target: Path) -> CodeFacts:
     return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty)
 
 
+def is_code(path: Path, folder: Path) -> bool:
+    """Whether `path`, without links, is one of the files of `folder` that are copied."""
+    return path.is_file() and path.is_relative_to(folder) and not _LEFT_OUT & set(path.relative_to(folder).parts)
+
+
 def _files(folder: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):

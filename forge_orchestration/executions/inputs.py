@@ -65,7 +65,7 @@ def resolve_input(
     Args:
         source: A path, or `package://NAME/PATH` for a file in the runtime.
         site_packages: Where the runtime's packages lie; None if it has none of Python's.
-        analysis_folder: The analysis' own files, which it may read wherever they lie.
+        analysis_folder: Where the analysis' own files lie, which may be inputs wherever that is: they are copied for it anyway.
 
     Raises:
         SpecError: One sentence: not there, not readable, outside the allowed roots, or no file or folder.
@@ -82,11 +82,11 @@ def resolve_input(
         where, hint = "the runtime's packages", "Name a file or folder of a package."
     else:
         path = Path(os.path.realpath(os.path.expanduser(source)))
-        own = [Path(analysis_folder)] if analysis_folder is not None else []
-        roots = tuple(Path(os.path.realpath(root)) for root in [*settings.allowed_input_roots, *own])
+        roots = tuple(Path(os.path.realpath(root)) for root in settings.allowed_input_roots)
         where = "the folders that inputs may come from"
         hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."
-    if not any(path.is_relative_to(root) for root in roots) or (not in_package and _is_forges_own(path, settings)):
+    allowed = any(path.is_relative_to(root) for root in roots) or (not in_package and _is_beside(path, analysis_folder))
+    if not allowed or (not in_package and _is_forges_own(path, settings)):
         raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
     try:
         # links were resolved above, once, and what is opened is that very path: a link that is put in its way now is refused
@@ -111,6 +111,14 @@ def resolve_input(
         os.close(fd)
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
     return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
+
+
+def _is_beside(path: Path, analysis_folder: str | None) -> bool:
+    if analysis_folder is None:
+        return False
+    from forge_orchestration.executions.code import is_code  # a bare command need not wait for what it loads
+
+    return is_code(path, Path(os.path.realpath(analysis_folder)))
 
 
 def _is_forges_own(path: Path, settings: Settings) -> bool:

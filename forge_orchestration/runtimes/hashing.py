@@ -24,24 +24,32 @@ def sha256_of(root: Path, files: Iterable[tuple[str, int]]) -> dict[str, str]:
         shares[least].append(path)
         loads[least] += size + 20_000  # opening a file takes as long as reading so much
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(cores) as pool:
-        for part in pool.map(lambda share: _share(root, share), shares):
-            found |= part
+    try:
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return found
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            for part in pool.map(lambda share: _share(root_fd, share), shares):
+                found |= part
+    finally:
+        os.close(root_fd)
     return found
 
 
-def _share(root: Path, paths: list[str]) -> dict[str, str]:
+def _share(root_fd: int, paths: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in paths:
         with contextlib.suppress(OSError):
-            if (digest := _sha256(os.path.join(root, path))) is not None:
+            if (digest := _sha256(root_fd, path)) is not None:
                 found[path] = digest
     return found
 
 
-def _sha256(path: str) -> str | None:
+def _sha256(root_fd: int, path: str) -> str | None:
     """None if it is no file any more: whoever opened a FIFO would wait for its other end."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # beneath a descriptor: with the root before it, a path may be longer than paths can be
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root_fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None

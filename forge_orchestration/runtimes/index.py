@@ -29,7 +29,7 @@ _PRINT = ("-mindepth", "1", "-maxdepth", "1",
           "-o", "-type", "f", "-printf", r"%p//f %s %m %T@ %i\0", "-o", "-printf", r"%p//%y\0")  # fmt: skip
 # few enough that all cores end together, and enough that the starts of `find` do not count
 _FOLDERS_A_CALL = 250
-_PYCACHE = b"__pycache__"
+_PYCACHE = b"/__pycache__/"
 
 
 @compiled
@@ -68,7 +68,7 @@ def _is_same(part: Part, printed: bytes) -> bool:
     if printed == part.printed:
         return True
     expected, found = _records(part.printed), _records(printed)
-    return expected <= found and all(_PYCACHE in record.partition(b"//")[0] for record in found - expected)
+    return expected <= found and all(_PYCACHE in record.partition(b"//")[0] + b"/" for record in found - expected)
 
 
 def _records(printed: bytes) -> set[bytes]:

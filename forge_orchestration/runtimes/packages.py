@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 from forge_orchestration.runtimes import seal
 from forge_orchestration.runtimes.catalog import Runtime
-from forge_orchestration.runtimes.seal import Entry
+from forge_orchestration.runtimes.seal import Entry, is_byte_code
 
 _ABI = re.compile(r"\.(cpython-\d+|cp\d+)[-.]")
 _INTERPRETERS = ("/bin/", "/usr/bin/")
@@ -134,7 +134,7 @@ def _conda_packages(prefix: Path, entries: Mapping[str, Entry], found: list[str]
 
 def _files(package: Package, entries: Mapping[str, Entry], owners: Mapping[str, list[str]]) -> Iterator[str]:
     there = [path for path in package.files if path in entries and not path.endswith(".pyc")]  # byte code is compiled anew here
-    gone = [path for path in package.files if path not in entries and "__pycache__" not in path]
+    gone = [path for path in package.files if path not in entries and not is_byte_code(path)]
     if gone:
         what = "is half removed" if there else "has none of its files"
         yield f"{package.name} {package.version} {what}: {gone[0]} is missing" + (f", and {len(gone) - 1} more" if gone[1:] else "")

@@ -59,6 +59,11 @@ class Verdict(msgspec.Struct, frozen=True):
     findings: list[str]
 
 
+def is_byte_code(path: str) -> bool:
+    """Whether `path`, beneath a prefix, is a `__pycache__` or lies in one: a name that only contains the word does not."""
+    return "__pycache__" in path.split("/")
+
+
 def make(prefix: Path, listed: Iterable[str] | None = None) -> list[Entry]:
     """The seal of all that is beneath `prefix`, or of what is `listed` there, sorted by path. Reads every file.
 
@@ -148,7 +153,7 @@ def content_digest(entries: list[Entry], python: str, original: Mapping[str, str
     for entry in sorted(entries, key=lambda one: one.path):
         name = entry.path.rsplit("/", 1)[-1]
         derived = (
-            "__pycache__" in entry.path
+            is_byte_code(entry.path)
             or entry.path.startswith("conda-meta/")
             or name in _INSTALLER_FILES
             or name.startswith(("activate", "deactivate"))
@@ -246,13 +251,13 @@ def _differences(tree: Tree, seal: list[Entry], entries: Iterable[Entry], full: 
             if wanted == entry:
                 continue
             if wanted is None:
-                if "__pycache__" not in entry.path:
+                if not is_byte_code(entry.path):
                     added.append(f"{entry.path} was added")
             elif why := _difference(wanted, entry, full, inodes):
                 changed.append(f"{entry.path} {why}")
     except OSError as error:
         changed.append(f"{error.filename} cannot be read ({error.strerror})")
-    gone = [f"{path} is missing" for path in missing if "__pycache__" not in path]
+    gone = [f"{path} is missing" for path in missing if not is_byte_code(path)]
     # what was added last: a folder of new files must not hide an edit
     return [*sorted(changed), *sorted(gone), *sorted(added)][:_MOST_FINDINGS]
 
@@ -264,7 +269,7 @@ def _difference(wanted: Entry, entry: Entry, full: bool, inodes: bool) -> str:
         return f"has mode {entry.mode:o} instead of {wanted.mode:o}"
     if entry.target != wanted.target:
         return "links elsewhere"
-    if "__pycache__" in entry.path and not full:
+    if is_byte_code(entry.path) and not full:
         return ""
     if entry.size != wanted.size or entry.mtime_ns != wanted.mtime_ns:
         return "was edited"
@@ -283,7 +288,7 @@ def changed(first: list[Entry], second: list[Entry]) -> list[str]:
         {entry.path: (entry.kind, entry.target, entry.sha256) for entry in entries if entry.kind != "d"}
         for entries in (first, second)
     )
-    return sorted(path for path in {*one, *other} if one.get(path) != other.get(path) and "__pycache__" not in path)
+    return sorted(path for path in {*one, *other} if one.get(path) != other.get(path) and not is_byte_code(path))
 
 
 def _is_the_original(tree: Tree, sealed: dict[str, Entry]) -> bool:

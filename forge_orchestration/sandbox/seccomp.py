@@ -53,7 +53,7 @@ NEWER = {467: "open_tree_attr"}
 
 @functools.cache
 def binding() -> ModuleType:
-    """`pyseccomp`, without the two programs that it runs to find libraries whose names are known: half of what loading it takes.
+    """`pyseccomp`, without the two programs that it runs to find libraries whose names are known: 6 of the 8 ms that it takes.
 
     Raises:
         ImportError, OSError, RuntimeError: It is not installed, or libseccomp is not.

@@ -11,7 +11,7 @@ import threading
 
 _PASSED_ON = ("PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "LD_LIBRARY_PATH")
 _package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# without the collector: what is loaded stays, and to look through it again and again takes a tenth of the start (see `spawner.serve`)
+# without the collector, until `spawner.serve`: what is loaded stays, and need not be looked through again and again
 # -I: nothing of the caller's Python environment (PYTHONPATH, user site, current folder) reaches trusted code
 SPAWNER = (
     sys.executable, "-I", "-c",

@@ -314,6 +314,21 @@ def test_while_it_runs_it_can_be_found_and_afterwards_not(other_forge: Forge) ->
     wait_until("everything to be gone", lambda: not leftovers(other_forge.home))
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_has_closed_lead_nowhere(forge: Forge, closed: str) -> None:
+    """No file of Forge's takes their place, to be written into."""
+    before = forge.executions()
+    words = [*forge.command, "exec", *SMALL, "--", "sh", "-c", "echo out; echo err >&2; cat; exit 3"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words], env=forge.environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "internal error" not in done.stderr, done
+    (one,) = forge.executions() - before
+    record = forge.read_record(one)
+    assert record.exit_code == 3 and (Path(record.folder) / "stdout.log").read_text() == "out\n"
+    assert json.loads(forge("executions", "show", "--json", one).stdout)["exit_code"] == 3
+
+
 def test_a_home_whose_path_is_hostile(forge: Forge, tmp_path: Path) -> None:
     home = tmp_path / "-a\nb'\"$(x) ö \\n"
     home.mkdir(mode=0o700)

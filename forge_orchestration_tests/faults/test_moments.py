@@ -91,13 +91,14 @@ def test_what_is_canceled_at_any_moment_is_canceled_and_leaves_no_helper(forge_h
     nothing_left("of them", lambda: of_dead_supervisors(forge_home))
 
 
+@pytest.mark.parametrize("rounds", [5, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("victim", ["bubblewrap", "bubblewrap inside", "entrant"])
 def test_a_helper_that_is_killed_while_the_sandbox_is_set_up_ends_the_execution(
-    forge_home: Path, forge: Forge, victim: str
+    forge_home: Path, forge: Forge, victim: str, rounds: int
 ) -> None:
     """Never a supervisor that waits for ever, nor a helper that does."""
     assert forge_orchestration.run(["true"]).succeeded
-    for _ in range(5):
+    for _ in range(rounds):
         before = forge.executions()
         thread, records = _running("sleep", "60")
         killed = False

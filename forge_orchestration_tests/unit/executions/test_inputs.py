@@ -291,13 +291,15 @@ class TestPackage:
 
 
 class TestTheAnalysisOwn:
-    """What lies beside an analysis' script is mounted for it anyway: it needs no root, and opens nothing else."""
+    """The files beside an analysis' script are copied for it anyway: they need no root, and open nothing else."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         folder = tmp_path / "opt" / "islands"
         (folder / "data").mkdir(parents=True)
         (folder / "data" / "islands.bed").write_text("chr1")
+        (folder / ".git").mkdir()
+        (folder / ".git" / "config").write_text("url = https://user:token@host")
         (folder.parent / "islands_of_others").mkdir()
         (folder.parent / "islands_of_others" / "secret").write_text("x")
         return folder
@@ -310,7 +312,7 @@ class TestTheAnalysisOwn:
         with pytest.raises(SpecError, match="is not in the folders"):
             resolve_input("x", str(folder / "data" / "islands.bed"), settings, None, Digests())
 
-    @pytest.mark.parametrize("way", ["../islands_of_others/secret", "link", "../../opt", "/etc/passwd"])
+    @pytest.mark.parametrize("way", ["../islands_of_others/secret", "link", "../../opt", "/etc/passwd", ".git/config", ".", "data"])
     def test_no_way_out(self, settings: Settings, folder: Path, way: str) -> None:
         os.symlink("../islands_of_others/secret", folder / "link")
         with pytest.raises(SpecError, match="is not in the folders"):

@@ -137,6 +137,15 @@ class TestByteCode:
         assert len(compare(folder, full=True)) == 1
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["quick", "full"])
+@pytest.mark.parametrize("name", ["lib/x__pycache__.pth", "__pycache__.pth", "lib/__pycache__x/a.py"])
+def test_a_name_that_contains_the_word_is_no_byte_code(folder: Path, name: str, full: bool) -> None:
+    """Python runs such a `.pth` at every start."""
+    (folder / "prefix" / name).parent.mkdir(exist_ok=True)
+    (folder / "prefix" / name).write_text("import evil")
+    assert f"{name} was added" in compare(folder, full=full)
+
+
 def test_a_prefix_that_is_gone(folder: Path) -> None:
     shutil.rmtree(folder / "prefix")
     assert compare(folder, full=False)
