@@ -128,6 +128,30 @@ class Engine:
             if self._recovery is not None:
                 self._recovery.join(_RECOVERY_S)
 
+    def follow(
+        self, execution_id: str, *, listener: Listener | None = None, cancel: threading.Event | None = None
+    ) -> ExecutionRecord:
+        """Wait for an execution that another process submitted and does not wait for any more, and return its final record.
+
+        Of what it said before, log bytes are passed to the listener again, and messages are not.
+
+        Raises:
+            StoreError: Its record cannot be read.
+        """
+        folder = ExecutionFolder(self.settings.executions_dir, execution_id)
+        record = folder.read_record()
+        if record.status.is_final:
+            return record
+        executor = self.executor(record.executor)
+        self.store.claim(execution_id, os.getpid(), linux.start_time(os.getpid()) or 0)
+        handle = executor.reattach(record.native_id or "", execution_id)
+        record = self._follow(executor, handle, folder, listener, cancel, guard=None, announced=False, passed_before=True)
+        if record.wants_second_look and record.guard is not None:
+            record = record.with_guard(record.guard.not_looked_after("the process that had looked before was lost"))
+            with folder.locked():
+                record = self._noted(record, folder)
+        return record
+
     def _run_admitted(
         self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, chosen: ResolvedRuntime,
         inputs: tuple[ResolvedInput, ...], resolve: Callable[[], _Resolved], listener: Listener | None,
@@ -246,10 +270,10 @@ class Engine:
 
     def _follow(
         self, executor: AnalysisExecutor, handle: ExecutionHandle, folder: ExecutionFolder, listener: Listener | None,
-        cancel: threading.Event | None, announced: bool, guard: Guard | None,
+        cancel: threading.Event | None, announced: bool, guard: Guard | None, passed_before: bool = False,
     ) -> ExecutionRecord:  # fmt: skip
         self._recover(executor)
-        feed = _Feed(executor, handle, listener)
+        feed = _Feed(executor, handle, listener, passed_before)
         look_s = _LOOK_S if listener is not None or cancel is not None else None
         canceled = False
         try:
@@ -389,9 +413,11 @@ def _not_written(folder: ExecutionFolder, error: OSError) -> StoreError:
 class _Feed:
     """Passes what an execution says to a listener, each byte and message once."""
 
-    def __init__(self, executor: AnalysisExecutor, handle: ExecutionHandle, listener: Listener | None) -> None:
+    def __init__(self, executor: AnalysisExecutor, handle: ExecutionHandle, listener: Listener | None, passed_before: bool) -> None:
         self._executor, self._handle, self._listener = executor, handle, listener
         self._offsets = dict.fromkeys(("messages", "stdout", "stderr"), 0)
+        if passed_before:  # the supervisor writes a message as one whole line
+            self._offsets["messages"] = len(executor.logs(handle, "messages", 0))
         self._rest = b""
 
     def pass_on(self) -> None:

@@ -183,6 +183,11 @@ class Store:
         with self._lock, self._told("read"):
             return {row[0] for row in self._db.execute("SELECT execution_id FROM executions WHERE removed = 0")}
 
+    def executions_of_run(self, dagster_run_id: str) -> builtins.list[str]:
+        """Ids of what was begun for a Dagster run, the latest first."""
+        query = "SELECT execution_id FROM executions WHERE dagster_run_id = ? AND removed = 0 ORDER BY queued_at DESC, execution_id DESC"
+        return [row[0] for row in self.read(query, (dagster_run_id,))]
+
     def digest(self, facts: os.stat_result) -> str | None:
         """The digest of a file that has not changed since it was kept, by device, inode, size and both times."""
         query = "SELECT sha256 FROM file_digests WHERE device = ? AND inode = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"

@@ -15,6 +15,7 @@ from forge_orchestration.model.limits import check_limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.op_config import config_schema, describe_param
 from forge_orchestration.orchestration.step import failure_of, run_step
+from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.settings import Settings
 
 
@@ -65,7 +66,7 @@ def _asset(
     schema: dict[str, dg.Field],
 ) -> dg.AssetsDefinition:
     spec = dg.AssetSpec([name], group_name=_safe(group), description=description, kinds=kinds, tags=tags)
-    return dg.multi_asset(name=op_name(name), specs=[spec], description=description, config_schema=schema)(run)
+    return dg.multi_asset(name=op_name(name), specs=[spec], description=description, config_schema=schema)(runs_in_sandbox(run))
 
 
 def op_name(analysis: str) -> str:

@@ -13,6 +13,7 @@ from forge_orchestration.orchestration import full_verification, runtime_repair
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
 from forge_orchestration.orchestration.health import health_definitions
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
+from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings, load_settings
 
@@ -34,7 +35,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             for asset in assets
             for key in asset.keys
         ],
-        executor=dg.in_process_executor,  # the step only waits; an execution has processes and limits of its own
+        executor=sandboxed_executor,
     )
     return dg.Definitions.merge(analyses, health_definitions(settings), reconciliation_definitions(settings))
 

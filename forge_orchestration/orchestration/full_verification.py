@@ -8,6 +8,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.operations.inspection import Kind, inspect
 from forge_orchestration.orchestration.health_verdict import FULL, materialization, verdict, version_of
+from forge_orchestration.orchestration.trust import TRUSTED
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.settings import Settings
 
@@ -26,7 +27,7 @@ def full_verification(settings: Settings, targets: Mapping[str, Kind], keys: Map
         dg.AssetCheckSpec(FULL, asset=key.asset_key, description=_ABOUT[targets[name]].format(name)) for key, name in named.items()
     ]
 
-    @dg.multi_asset_check(name="_verify", specs=specs, can_subset=True)  # no analysis' name begins like this
+    @dg.multi_asset_check(name="_verify", specs=specs, can_subset=True, op_tags=TRUSTED)  # no analysis' name begins like this
     def verify_in_full(context: dg.AssetCheckExecutionContext):  # type: ignore[no-untyped-def]  # Dagster reads annotations
         """Reads everything, one target after the other, and reports each when it is done."""
         engine = Engine(settings)

@@ -6,26 +6,31 @@ waits for this thread. So text is made harmless, and all of it is capped: what i
 
 import codecs
 import io
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import dagster as dg
 
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.orchestration.captured_logs import CapturedLogs
 from forge_orchestration.units import format_bytes
 
 MAX_EVENTS = 500
 MAX_EVENT_CHARS = 4000
 MAX_STREAM_BYTES = 8 * 2**20
+RUN_WORKER = "FORGE_RUN_WORKER"
+"""The environment variable in which a run's worker finds what launched it."""
 PROGRESS_EVERY_S = 1.0
 PROGRESS_SHARE = 1 / 300  # of the time that has passed: after five minutes a second becomes longer
 
 
 class _Stream:
-    """Copies one stream to the step's own, which Dagster captures, shows live, and mirrors to the terminal."""
+    """Copies one stream to this process' own, which is a terminal's, or what Dagster captures of a step that has a process."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -61,27 +66,39 @@ class RunLog:
 
     Args:
         log: The step's log.
+        captured: Where Dagster shows the execution's own log files; None if it captures this process' output instead.
         clock: Seconds, for the pace of progress.
     """
 
-    def __init__(self, log: dg.DagsterLogManager, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, log: dg.DagsterLogManager, captured: CapturedLogs | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._log = log
+        self._captured = captured
         self._clock = clock
         self._began = clock()
         self._events = self._left_out = 0
         self._shown_at = float("-inf")
         self._waiting: Message | None = None
-        self._streams = {name: _Stream(name) for name in ("stdout", "stderr")}
+        # what a run's worker prints itself is nobody's to read: its steps' logs are shown already
+        mirrored = captured is None or RUN_WORKER not in os.environ
+        self._streams = {name: _Stream(name) for name in ("stdout", "stderr")} if mirrored else {}
 
     def on_started(self, record: ExecutionRecord) -> None:
         """Say where everything will be, before anything can go wrong."""
         self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
         if record.status == "queued" and record.message:
             self._log.info(record.message)
+        if self._captured is not None:
+            for name, log in record.logs.items():
+                self._captured.show(name, Path(log.path))
 
     def on_log(self, stream: str, data: bytes) -> None:
         """Copy new output."""
-        self._streams[stream].write(data)
+        if self._captured is not None:
+            self._captured.refresh()
+        if (copy := self._streams.get(stream)) is not None:
+            copy.write(data)
 
     def on_message(self, message: Message) -> None:
         """Log what an analysis says; of progress, no more than a person can read."""

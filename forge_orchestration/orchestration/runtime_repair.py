@@ -10,6 +10,7 @@ from forge_orchestration.operations.inspection import inspect
 from forge_orchestration.operations.repair import repair
 from forge_orchestration.orchestration.health_verdict import QUICK, evaluation, materialization
 from forge_orchestration.orchestration.step import failure_of
+from forge_orchestration.orchestration.trust import TRUSTED
 from forge_orchestration.settings import Settings
 
 JOB = "repair_runtime"
@@ -20,7 +21,7 @@ def repair_definitions(settings: Settings, runtimes: Sequence[str], keys: Mappin
     """The job `repair_runtime`."""
     names = dg.Enum("ForgeRuntime", [dg.EnumValue(name) for name in runtimes])
 
-    @dg.op(name=_OP, config_schema={"runtime": dg.Field(names, description="What is built anew from its lock.")})
+    @dg.op(name=_OP, tags=TRUSTED, config_schema={"runtime": dg.Field(names, description="What is built anew from its lock.")})
     def rebuild(context: dg.OpExecutionContext) -> None:
         name = context.op_config["runtime"]
         engine = Engine(settings)
@@ -35,7 +36,6 @@ def repair_definitions(settings: Settings, runtimes: Sequence[str], keys: Mappin
     @dg.job(
         name=JOB,
         description="Builds a runtime anew from its lock, beside the one that is there, tests it, and puts it in its place.",
-        executor_def=dg.in_process_executor,
     )
     def repair_runtime() -> None:
         rebuild()

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import msgspec
 
 from forge_orchestration.analyses import spec_from_definition
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.messages import printable
-from forge_orchestration.model.spec import AnalysisDefinition
+from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec
+from forge_orchestration.operations.take_over import is_its_own_end, last_of_step, take_over
+from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.live import RunLog
 from forge_orchestration.orchestration.materialization import data_version, record_metadata, stderr_tail
 from forge_orchestration.orchestration.op_config import spec_arguments
 from forge_orchestration.orchestration.previews import output_previews
+from forge_orchestration.orchestration.step_thread import StepThread
 from forge_orchestration.settings import Settings
 
 TRANSIENT_RETRIES = 3
@@ -32,7 +37,9 @@ def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, 
         DagsterExecutionInterruptedError: The run was terminated, and the sandbox has ended.
     """
     step = context.op_execution_context
-    log = RunLog(context.log)
+    key = step.get_step_execution_context().step.key
+    thread = step_thread.current()
+    log = RunLog(context.log, thread.logs if thread is not None else None)
     try:
         spec = spec_from_definition(
             definition,
@@ -40,11 +47,11 @@ def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, 
             **spec_arguments(step.op_config, definition),
             asked_by="op config",
             dagster_run_id=context.run.run_id,
-            dagster_step_key=step.get_step_execution_context().step.key,
+            dagster_step_key=key,
         )
-        with canceled_by_signals() as cancel:
+        with cancellation(thread) as cancel:
             try:
-                record = Engine(settings).run(spec, listener=log, cancel=cancel)
+                record = _run(Engine(settings), spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
             finally:
                 log.finish()
     except ForgeError as error:
@@ -66,19 +73,43 @@ def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, 
     )
 
 
+def _run(
+    engine: Engine, spec: AnalysisSpec, context: dg.AssetExecutionContext, log: RunLog, cancel: threading.Event, *, was_begun: bool
+) -> ExecutionRecord:
+    """The final record of a new execution, or of the one that a killed process had begun for this very step."""
+    retries = context.op_execution_context.retry_number
+    if was_begun or retries:
+        assert spec.dagster_run_id is not None and spec.dagster_step_key is not None
+        before = last_of_step(engine, spec.dagster_run_id, spec.dagster_step_key)
+        if before is not None and was_begun:
+            if not before.status.is_final:
+                context.log.info(f"Execution {before.execution_id} was begun by a process that was killed; taking it over.")
+            before = take_over(engine, before, listener=log, cancel=cancel)
+            if is_its_own_end(before) or cancel.is_set():
+                context.log.info(f"Execution {before.execution_id} has ended ({before.end_reason}); it is not run again.")
+                return before
+            context.log.info(f"Execution {before.execution_id} was lost ({before.end_reason}); it is run again.")
+        if before is not None:
+            spec = msgspec.structs.replace(spec, attempt=before.attempt + 1, previous_execution_id=before.execution_id)
+    return engine.run(spec, listener=log, cancel=cancel)
+
+
 def failure_of(error: ForgeError) -> dg.Failure:
     """An error of ours as a failed step: the sentence, what to do, and no retry."""
     return dg.Failure(printable(str(error)), {"exit_status": error.exit_code}, allow_retries=False)
 
 
 @contextmanager
-def canceled_by_signals() -> Iterator[threading.Event]:
-    """An event that is set when Dagster, or a person at the keyboard, interrupts this process.
+def cancellation(thread: StepThread | None) -> Iterator[threading.Event]:
+    """An event that is set when the run is interrupted: by the executor whose thread this is, or by a signal to this process.
 
     By default Dagster raises out of whatever line the step is at, be it half-way through the writing of a record. With
     an event the engine ends the sandbox within its grace period, and brings the record to its end.
-    In a thread other than the main one signals cannot be caught, and the event is never set.
+    In another executor's thread, other than the main one, signals cannot be caught, and the event is never set.
     """
+    if thread is not None:
+        yield thread.cancel
+        return
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from forge_orchestration.engine import Engine
 from forge_orchestration.errors import BackendUnavailableError, HostError
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.guard import GuardFacts, GuardFinding
@@ -41,11 +42,9 @@ def execute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Run], 
     asset = analysis_assets.analysis_asset(definition, settings, ["forge-python"], ["local"])
 
     def run(behave: Run) -> dg.ExecuteInProcessResult:
-        class FakeEngine:
-            def __init__(self, settings: Settings) -> None:
-                pass
-
-            def run(self, spec: AnalysisSpec, *, listener: object, cancel: threading.Event) -> ExecutionRecord:
+        class FakeEngine(Engine):
+            def run(self, spec: AnalysisSpec, *, cancel: threading.Event | None = None, **_: object) -> ExecutionRecord:
+                assert cancel is not None
                 return behave(spec, cancel)
 
         monkeypatch.setattr(step, "Engine", FakeEngine)
@@ -127,7 +126,7 @@ def test_an_interrupt_is_passed_to_the_engine_and_ends_the_step(execute: Callabl
 
 def test_signal_handlers_are_as_before_afterwards() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with step.canceled_by_signals() as event:
+    with step.cancellation(None) as event:
         os.kill(os.getpid(), signal.SIGTERM)
         assert event.wait(10)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -137,7 +136,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     seen: list[bool] = []
 
     def look() -> None:
-        with step.canceled_by_signals() as event:
+        with step.cancellation(None) as event:
             seen.append(event.is_set())
 
     thread = threading.Thread(target=look)
