@@ -286,6 +286,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Where `dagster.yaml` keeps Dagster's own storage."""
         return self.home / "dagster"
 
+    @property
+    def workers_dir(self) -> Path:
+        """What is known of the processes that execute Dagster's runs, a folder a run."""
+        return self.dagster_dir / "workers"
+
 
 def forge_home() -> Path:
     """`FORGE_HOME`, or `forge` in the user's data folder."""

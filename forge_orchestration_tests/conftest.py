@@ -280,7 +280,7 @@ def _processes_naming(text: bytes) -> Iterator[tuple[int, str]]:
 def _has_supervisor(home: Path, execution_id: str) -> bool:
     from forge_orchestration.errors import ForgeError
     from forge_orchestration.executions.folder import ExecutionFolder
-    from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+    from forge_orchestration.sandbox.process_identity import read_supervisor
 
     with contextlib.suppress(OSError, ValueError, ForgeError):
         supervisor = read_supervisor(ExecutionFolder(home / "executions", execution_id))

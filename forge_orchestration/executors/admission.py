@@ -31,7 +31,7 @@ from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, expected_site, shared_group
 from forge_orchestration.sandbox.cgroups.total import Total, within_what_is_above
 from forge_orchestration.sandbox.identity import claims_folder
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
 LEDGERS = Path("/run/forge/admission")

@@ -31,10 +31,10 @@ from forge_orchestration.sandbox.bubblewrap import find_bubblewrap
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
 from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.spawn import take_spawner
 from forge_orchestration.sandbox.standby import Hello
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
 _START_TIMEOUT_S = 30.0

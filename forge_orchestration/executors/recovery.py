@@ -24,7 +24,7 @@ from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
 from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
 from forge_orchestration.sandbox.orphans import end_orphans, orphans
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
 TRIAL = "forge doctor"

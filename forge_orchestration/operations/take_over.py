@@ -36,6 +36,18 @@ def take_over(
     return engine.follow(record.execution_id, listener=listener, cancel=cancel)
 
 
+def cancel_run(engine: Engine, dagster_run_id: str) -> list[str]:
+    """Ask everything that still runs for a Dagster run to end, with its grace; returns the ids."""
+    asked = []
+    for execution_id in engine.store.executions_of_run(dagster_run_id):
+        if engine.store.status(execution_id) not in {status.value for status in Status if status.is_final}:
+            record = ExecutionFolder(engine.settings.executions_dir, execution_id).read_record()
+            executor = engine.executor(record.executor)
+            executor.cancel(executor.reattach(record.native_id or "", execution_id))
+            asked.append(execution_id)
+    return asked
+
+
 def is_its_own_end(record: ExecutionRecord) -> bool:
     """Whether the analysis itself came to this end, or its limits brought it there: to begin again would come to the same."""
     return record.status in (Status.SUCCEEDED, Status.FAILED) and record.end_reason is not EndReason.EXECUTOR_ERROR

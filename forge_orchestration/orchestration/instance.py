@@ -12,6 +12,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 
+from forge_orchestration.orchestration.workers import WorkerFolder
 from forge_orchestration.settings import load_settings, make_home
 
 LOG_POLL_S = 0.3
@@ -25,6 +26,14 @@ class ForgeInstance(dg.DagsterInstance):
     def config_schema(cls) -> Mapping[str, object]:
         """No keys of its own in `dagster.yaml`; Dagster asks every instance class."""
         return {}
+
+    def run_will_resume(self, run_id: str) -> bool:
+        """Whether another worker will go on with a run whose worker ends now: never with one that is somebody's own command.
+
+        Dagster asks this of `dagster job execute` too, and would take an interrupted one for running for ever.
+        """
+        worker = WorkerFolder(load_settings().workers_dir, run_id).worker()
+        return worker is not None and worker.keeper is not None and super().run_will_resume(run_id)
 
     @staticmethod
     def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:

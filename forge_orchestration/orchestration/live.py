@@ -18,13 +18,12 @@ from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.orchestration.captured_logs import CapturedLogs
+from forge_orchestration.orchestration.workers import RUN_WORKER
 from forge_orchestration.units import format_bytes
 
 MAX_EVENTS = 500
 MAX_EVENT_CHARS = 4000
 MAX_STREAM_BYTES = 8 * 2**20
-RUN_WORKER = "FORGE_RUN_WORKER"
-"""The environment variable in which a run's worker finds what launched it."""
 PROGRESS_EVERY_S = 1.0
 PROGRESS_SHARE = 1 / 300  # of the time that has passed: after five minutes a second becomes longer
 

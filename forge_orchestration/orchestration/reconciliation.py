@@ -13,13 +13,15 @@ import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ExecutorError
-from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.recovery import Reconciled, controller_lives
 from forge_orchestration.operations.reconcile import reconcile
+from forge_orchestration.operations.take_over import cancel_run
+from forge_orchestration.orchestration.workers import WorkerFolder
 from forge_orchestration.settings import Settings
 
 EVERY_S = 120
 _LOST = "The process of this run was killed. Its executions have ended, and nothing of them is left: launch it again."
+_UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def reconciliation_definitions(settings: Settings) -> dg.Definitions:
@@ -34,7 +36,7 @@ def reconciliation_definitions(settings: Settings) -> dg.Definitions:
     def forge_reconcile(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         engine = Engine(settings)
         report = reconcile(engine)
-        runs = end_lost_runs(context.instance, engine.store)
+        runs = end_lost_runs(context.instance, engine)
         done = {**msgspec.to_builtins(report), "runs": runs, "at": time.time()}
         del done["alive"]
         if report.problems:
@@ -47,13 +49,16 @@ def reconciliation_definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions(sensors=[forge_reconcile])
 
 
-def end_lost_runs(instance: dg.DagsterInstance, store: Store) -> list[str]:
-    """Report runs that Dagster takes for running, and whose process was killed, as failed or canceled; returns their ids."""
-    unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+def end_lost_runs(instance: dg.DagsterInstance, engine: Engine) -> list[str]:
+    """Report runs that Dagster takes for running, and whose process was killed, as failed or canceled; returns their ids.
+
+    Not those that Dagster's monitor will resume in another process.
+    """
     ended = []
-    for listed in instance.get_runs(unfinished):
-        if not _is_lost(listed.run_id, instance, store):
+    for listed in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
+        if not _is_lost(listed.run_id, instance, engine):
             continue
+        cancel_run(engine, listed.run_id)  # settings may let executions outlive their controller
         run = instance.get_run_by_id(listed.run_id)  # as it is now that its process is known to be dead
         if run is None or run.is_finished:
             continue
@@ -65,9 +70,13 @@ def end_lost_runs(instance: dg.DagsterInstance, store: Store) -> list[str]:
     return ended
 
 
-def _is_lost(run_id: str, instance: dg.DagsterInstance, store: Store) -> bool:
-    """Whether the process that executes a run's steps has started executions, and is dead."""
-    controllers = store.controllers_of_run(run_id)
+def _is_lost(run_id: str, instance: dg.DagsterInstance, engine: Engine) -> bool:
+    """Whether the process that executes a run's steps is known, is dead, and will not be followed by another."""
+    worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
+    if worker is not None:
+        return not worker.process.is_alive and not instance.run_will_resume(run_id)
+    # an executor that is not Forge's: known by the executions that were started for the run
+    controllers = engine.store.controllers_of_run(run_id)
     if not controllers or any(controller_lives(one) for one in controllers):
         return False
     return _process_of(run_id, instance) in {pid for pid, _ in controllers}

@@ -20,8 +20,8 @@ from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import claims, release_claim
 from forge_orchestration.sandbox.orphans import end_orphans
 from forge_orchestration.sandbox.plan import LaunchPlan, read_plan
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.sandbox.scratch import folder_bytes, remove_tree
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
 from forge_orchestration.settings import Settings
 
 _EXIT_TIMEOUT_S = 30.0

@@ -34,9 +34,9 @@ from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.input_mounts import mounted_inputs
 from forge_orchestration.sandbox.orphans import end_own_helpers
 from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
 from forge_orchestration.sandbox.standby import Prepared, prepare
-from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sentence
 from forge_orchestration.sandbox.violations import Violations
 
@@ -92,7 +92,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Say who supervises, to all and to the controller."""
-        me = SupervisorIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
+        me = ProcessIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
         self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
         self._folder.write_record(self._record)
         self._tell(me.native_id.encode())

@@ -22,7 +22,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import PATIENCE, Forge, leftovers, wait_until
 from forge_orchestration_tests.faults import victims

@@ -17,7 +17,7 @@ import pytest
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
+from forge_orchestration.sandbox.process_identity import ProcessIdentity, read_supervisor
 from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
 
 
@@ -55,7 +55,7 @@ def gc(forge) -> dict:
     return json.loads(done.stdout)
 
 
-def _living(home: Path, before: set[str]) -> list[SupervisorIdentity]:
+def _living(home: Path, before: set[str]) -> list[ProcessIdentity]:
     supervisors = [read_supervisor(ExecutionFolder(home / "executions", one)) for one in execution_ids(home) - before]
     return [one for one in supervisors if one is not None and one.is_alive]
 

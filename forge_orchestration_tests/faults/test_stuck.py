@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.identity import claims
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration_tests.conftest import Forge, leftovers, prerequisite, wait_until
 
 _FREEZE, _THAW = 0xC0045877, 0xC0045878

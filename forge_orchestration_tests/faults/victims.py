@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, find_site
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import is_own_tracker
 

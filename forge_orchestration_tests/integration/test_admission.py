@@ -19,7 +19,7 @@ from forge_orchestration.executors.admission import Ledger, ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox.cgroups.find import find_site, scope_prefix
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge, close_own_spawners, leftovers, wait_until
 

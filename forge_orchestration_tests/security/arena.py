@@ -26,7 +26,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
 from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.identity import claims_folder, uid_in_use
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import SupervisionSettings
 from forge_orchestration_tests.conftest import PATIENCE, wait_until
 from forge_orchestration_tests.security.canaries import Canaries, free_port

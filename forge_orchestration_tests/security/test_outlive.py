@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.executions.folder import ExecutionFolder
-from forge_orchestration.sandbox.supervisor_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration_tests.conftest import PATIENCE
 from forge_orchestration_tests.security.arena import OWN_UIDS, Arena, Outcome
 

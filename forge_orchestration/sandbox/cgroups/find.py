@@ -35,7 +35,14 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
 
     def group(self, execution_id: str) -> Cgroup:
         """The group of one execution; it need not exist."""
-        name = f"{self.parent}/executions/{execution_id}"
+        return self._named(f"executions/{execution_id}")
+
+    def worker(self, run_id: str) -> Cgroup:
+        """The group of the process that executes a Dagster run; it need not exist."""
+        return self._named(f"workers/{run_id}")
+
+    def _named(self, group: str) -> Cgroup:
+        name = f"{self.parent}/{group}"
         if self.version == 1:
             return v1.CgroupV1({controller: Path(mount) for controller, mount in self.mounts.items()}, name)
         return v2.CgroupV2(Path(self.mounts["unified"]), name)
@@ -44,10 +51,13 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
         """The folders of `parent/name`, one a mount."""
         return list(dict.fromkeys(Path(mount, self.parent, name) for mount in self.mounts.values()))
 
-    def enter(self) -> None:
+    def enter(self, holding: str = "executions") -> None:
         """Make the groups of ours and move this process, with the supervisors it will fork, into a leaf beside them.
 
         A supervisor that shared a group with its execution would be killed with it, and could not tell why.
+
+        Args:
+            holding: The group that is to hold one for each execution, or for each worker.
 
         Raises:
             HostError: The groups cannot be made.
@@ -58,11 +68,11 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
                 write(leaf / (v1.JOIN_FILE if self.version == 1 else v2.JOIN_FILE), "0")
             if delegated_service() == f"/{self.parent}":
                 _make_room(Path(self.mounts["unified"], self.parent))
-            for folder in self.folders("executions"):
+            for folder in self.folders(holding):
                 folder.mkdir(parents=True, exist_ok=True)
             if self.version == 2:
                 unified = Path(self.mounts["unified"])
-                for folder in (unified / self.parent, unified / self.parent / "executions"):
+                for folder in (unified / self.parent, unified / self.parent / holding):
                     v2.delegate_controllers(folder)
         except OSError as error:
             raise HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY) from error

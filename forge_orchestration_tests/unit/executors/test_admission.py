@@ -22,7 +22,7 @@ from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
+from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.settings import Settings
 from forge_orchestration_tests.conftest import wait_until
 
@@ -183,7 +183,7 @@ class TestWhoIsCounted:
         folder.create()
         assert claim(folder.id, folder=str(folder.path)).is_held(), "there is no record yet"
         start = (linux.start_time(os.getpid()) or 0) + (not alive)
-        supervisor = SupervisorIdentity(pid=os.getpid(), start_time=start, boot_id=linux.boot_id())
+        supervisor = ProcessIdentity(pid=os.getpid(), start_time=start, boot_id=linux.boot_id())
         folder.write_record(ExecutionRecord(execution_id=folder.id, analysis="x", native_id=supervisor.native_id))
         assert self.dead(folder.id, folder=str(folder.path)).is_held() is alive
         living_controller = claim(folder.id, folder=str(folder.path))

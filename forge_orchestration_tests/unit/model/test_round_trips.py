@@ -61,9 +61,9 @@ from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
 from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.standby import Hello
-from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity
 from forge_orchestration.settings import (
     CgroupSettings,
     GuardSettings,
@@ -179,7 +179,7 @@ EXAMPLES: list[msgspec.Struct] = [
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
     Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2)), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
-    SupervisorIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
+    ProcessIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
         name="n", folder="/f", kind="venv", lock="l", prefix=TEXT, description=TEXT, python=">=3", self_test=("python", "t.py"),
         limits={"pids": 5},

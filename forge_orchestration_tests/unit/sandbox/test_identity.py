@@ -12,7 +12,7 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox import identity, linux
 from forge_orchestration.sandbox.identity import Claim, Identity, uid_in_use
-from forge_orchestration.sandbox.supervisor_identity import SupervisorIdentity, read_supervisor
+from forge_orchestration.sandbox.process_identity import ProcessIdentity, read_supervisor
 from forge_orchestration.settings import IdentitySettings
 
 RANGE = IdentitySettings(first_uid=1_879_900_000, count=3)
@@ -135,9 +135,9 @@ def test_who_runs_as_a_uid() -> None:
 
 
 class TestSupervisor:
-    def me(self, **changes: object) -> SupervisorIdentity:
+    def me(self, **changes: object) -> ProcessIdentity:
         facts = {"pid": os.getpid(), "start_time": linux.start_time(os.getpid()), "boot_id": linux.boot_id(), **changes}
-        return SupervisorIdentity(**facts)  # type: ignore[arg-type]
+        return ProcessIdentity(**facts)  # type: ignore[arg-type]
 
     def test_this_process_is_alive(self) -> None:
         assert self.me().is_alive and not self.me().wait(0.01)
@@ -151,8 +151,8 @@ class TestSupervisor:
     def test_a_signal_is_for_that_very_process_alone(self) -> None:
         if (pid := os.fork()) == 0:
             os.execv("/bin/sleep", ["sleep", "60"])
-        real = SupervisorIdentity(pid=pid, start_time=linux.start_time(pid) or 0, boot_id=linux.boot_id())
-        SupervisorIdentity(pid=pid, start_time=real.start_time + 1, boot_id=real.boot_id).send(9)
+        real = ProcessIdentity(pid=pid, start_time=linux.start_time(pid) or 0, boot_id=linux.boot_id())
+        ProcessIdentity(pid=pid, start_time=real.start_time + 1, boot_id=real.boot_id).send(9)
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         real.send(9)
         assert os.waitpid(pid, 0)[1] == 9

@@ -1,4 +1,4 @@
-"""Who supervises an execution, told apart from any later process with the same pid."""
+"""A process, told apart from any later one with the same pid: who supervises an execution, who executes a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox import linux
 
 
-class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who supervises an execution, so that nobody takes another process with the same pid for it."""
+class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of one boot."""
 
     pid: int
     start_time: int
     boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The process that has this pid now; None if there is none."""
+        start_time = linux.start_time(pid)
+        return None if start_time is None else cls(pid=pid, start_time=start_time, boot_id=linux.boot_id())
 
     @property
     def is_alive(self) -> bool:
@@ -59,7 +65,7 @@ class SupervisorIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.pid}:{self.start_time}:{self.boot_id}"
 
 
-def read_supervisor(folder: ExecutionFolder) -> SupervisorIdentity | None:
+def read_supervisor(folder: ExecutionFolder) -> ProcessIdentity | None:
     """The supervisor of an execution, by its record's `native_id`; None if it has none yet, or no record."""
     try:
         native_id = folder.read_record().native_id
@@ -68,4 +74,4 @@ def read_supervisor(folder: ExecutionFolder) -> SupervisorIdentity | None:
     if native_id is None:
         return None
     pid, start_time, boot_id = native_id.split(":", 2)
-    return SupervisorIdentity(pid=int(pid), start_time=int(start_time), boot_id=boot_id)
+    return ProcessIdentity(pid=int(pid), start_time=int(start_time), boot_id=boot_id)

@@ -1,0 +1,40 @@
+"""A run's worker: what `dagster api execute_run` and `resume_run` do, with what they take as arguments read from standard input.
+
+Arguments are seen by every user of the host, and a reference to a Dagster instance may hold whatever its `dagster.yaml` says.
+"""
+
+import sys
+
+import msgspec
+from dagster._cli.api import _execute_run_command_body, _resume_run_command_body
+from dagster._cli.utils import get_instance_for_cli
+from dagster._core.instance.ref import InstanceRef
+from dagster._serdes import deserialize_value
+from dagster._utils.interrupts import capture_interrupts
+
+
+class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Which run of which instance.
+
+    Attributes:
+        instance_ref: As Dagster serialises it.
+        resume: Whether an earlier worker of the run has died.
+    """
+
+    run_id: str
+    instance_ref: str
+    resume: bool
+
+
+def main() -> None:
+    """Entry point of the process; its exit status is 1 if the run failed."""
+    with capture_interrupts():
+        order = msgspec.json.decode(sys.stdin.buffer.read(), type=RunOrder)
+        execute = _resume_run_command_body if order.resume else _execute_run_command_body
+        with get_instance_for_cli(instance_ref=deserialize_value(order.instance_ref, InstanceRef)) as instance:
+            # events are in the event log; Dagster's own command keeps all of them in memory too
+            sys.exit(execute(order.run_id, instance, lambda event: None, set_exit_code_on_failure=True))
+
+
+if __name__ == "__main__":
+    main()
