@@ -56,7 +56,7 @@ def end_lost_runs(instance: dg.DagsterInstance, engine: Engine) -> list[str]:
     """
     ended = []
     for listed in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
-        if not _is_lost(listed.run_id, instance, engine):
+        if not _is_lost(listed, instance, engine):
             continue
         cancel_run(engine, listed.run_id)  # settings may let executions outlive their controller
         run = instance.get_run_by_id(listed.run_id)  # as it is now that its process is known to be dead
@@ -70,11 +70,14 @@ def end_lost_runs(instance: dg.DagsterInstance, engine: Engine) -> list[str]:
     return ended
 
 
-def _is_lost(run_id: str, instance: dg.DagsterInstance, engine: Engine) -> bool:
+def _is_lost(run: dg.DagsterRun, instance: dg.DagsterInstance, engine: Engine) -> bool:
     """Whether the process that executes a run's steps is known, is dead, and will not be followed by another."""
+    run_id = run.run_id
     worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
     if worker is not None:
-        return not worker.process.is_alive and not instance.run_will_resume(run_id)
+        # the monitor resumes what had begun, and nothing that somebody ended
+        resumed = run.status is dg.DagsterRunStatus.STARTED and instance.run_will_resume(run_id)
+        return not worker.process.is_alive and not resumed
     # an executor that is not Forge's: known by the executions that were started for the run
     controllers = engine.store.controllers_of_run(run_id)
     if not controllers or any(controller_lives(one) for one in controllers):

@@ -30,9 +30,15 @@ FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 class Deployment:
-    """A `FORGE_HOME` with analyses of the test's own, and commands that see nothing of who runs the tests."""
+    """A `FORGE_HOME` with analyses of the test's own, and commands that see nothing of who runs the tests.
 
-    def __init__(self, folder: Path, settings: str = "") -> None:
+    Args:
+        settings: Beneath what these tests need in `settings.toml`.
+        changed: Lines of the repository's `dagster.yaml`, and what they are here; none: that file itself is used.
+    """
+
+    def __init__(self, folder: Path, settings: str = "", changed: Mapping[str, str] | None = None) -> None:
+        self._changed = dict(changed or {})
         self.home = folder / "forge home"
         self.analyses = folder / "analyses"
         self.analyses.mkdir()
@@ -99,19 +105,39 @@ class Deployment:
             yield server
 
     @contextmanager
+    def daemon(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Dagster's daemon, which ticks sensors and watches runs; killed with all that it started."""
+        command = [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", "workspace.yaml"]
+        folder = self.launch_folder()
+        with (self.home.parent / "daemon.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, env={**self.environment, "DAGSTER_HOME": str(folder)}, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            end_session(process.pid)
+            process.wait(30)
+
+    @contextmanager
     def dagster_dev(self) -> Iterator[Webserver]:
         """The same with Dagster's daemon, which ticks sensors and schedules: what `dagster dev` starts."""
-        with self._served("dagster-dev", "dagster", "dev", DAGSTER_HOME=str(REPOSITORY)) as server:
+        with self._served("dagster-dev", "dagster", "dev", DAGSTER_HOME=str(self.launch_folder())) as server:
             yield server
 
-    def _launch_folder(self) -> Path:
+    def launch_folder(self) -> Path:
         """The checkout, whose `dagster.yaml` holds without DAGSTER_HOME; where it cannot be written, as Dagster wants, a folder with its files."""
-        if os.access(REPOSITORY, os.W_OK):
+        if os.access(REPOSITORY, os.W_OK) and not self._changed:
             return REPOSITORY
         folder = self.home.parent / "launch"
         folder.mkdir(exist_ok=True)
-        for name in ("dagster.yaml", "workspace.yaml"):
-            shutil.copy(REPOSITORY / name, folder)
+        shutil.copy(REPOSITORY / "workspace.yaml", folder)
+        text = (REPOSITORY / "dagster.yaml").read_text()
+        for line, other in self._changed.items():
+            assert text.count(line) == 1, line
+            text = text.replace(line, other)
+        (folder / "dagster.yaml").write_text(text)
         return folder
 
     @contextmanager
@@ -123,7 +149,7 @@ class Deployment:
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *words, "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"],
-                cwd=self._launch_folder(), env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
+                cwd=self.launch_folder(), env={**self.environment, **environment}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             yield Webserver(f"http://127.0.0.1:{port}", process, log_path)

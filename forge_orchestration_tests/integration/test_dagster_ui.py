@@ -206,7 +206,9 @@ def test_output_and_messages_are_live_and_terminate_ends_the_sandbox(
 
     wait_for("live output and messages", live)
     assert webserver.status(run_id) == "STARTED"
-    assert "\x1b" not in webserver.captured(run_id)["stdout"]
+    log = Path(deployment.record_of_run(run_id)["logs"]["stdout"]["path"])
+    assert webserver.captured(run_id)["stdout"].encode() == log.read_bytes()
+    assert os.stat(log).st_nlink == 2, "what Dagster shows is the execution's own log, not a copy of it"
     assert processes_with(MARK), "the sandboxed process is seen from outside while it runs"
 
     asked = time.monotonic()
