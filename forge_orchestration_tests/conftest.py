@@ -226,7 +226,7 @@ def leftovers(home: Path) -> list[str]:
     found = [f"process {pid}: {words}" for pid, words in _processes_naming(os.fsencode(home))]
     ids = _execution_ids(home)
     found += [f"supervisor of {one}" for one in ids if _has_supervisor(home, one)]
-    found += [f"cgroup {path}" for path in _cgroups_named(ids)]
+    found += [f"cgroup {path}" for path in _cgroups_named(ids | _run_ids(home))]
     with contextlib.suppress(FileNotFoundError):
         found += [f"scratch {name}" for name in os.listdir(home / "scratch") if name not in ("templates", "workspace")]
         found += [f"scratch workspace/{name}" for name in os.listdir(home / "scratch" / "workspace")]
@@ -252,6 +252,13 @@ def _places(home: Path) -> Iterator[str]:
     with contextlib.suppress(ForgeError):  # a test may have broken its settings
         # what a killed process claims is dropped by whoever needs the room
         yield from (claim.execution_id for claim in ledger_of(load_settings(home)).read().claims if claim.is_held())
+
+
+def _run_ids(home: Path) -> set[str]:
+    """Of runs that were given a worker."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(os.listdir(home / "dagster" / "workers"))
+    return set()
 
 
 def _execution_ids(home: Path) -> set[str]:

@@ -172,20 +172,21 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
         if run is None or run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        worker = self._known(run_id)
+        engine = Engine(load_settings())
+        worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
         if worker is None or not worker.process.is_alive:
-            cancel_run(Engine(load_settings()), run_id)
+            cancel_run(engine, run_id)
             self._instance.report_run_canceled(run, message="It had no worker any more. Its executions are ended.")
             return False
         worker.ask_to_end()
-        threading.Thread(target=self._see_it_end, args=(run_id, worker), name=f"end of {run_id}", daemon=True).start()
+        threading.Thread(target=self._see_it_end, args=(engine, run_id, worker), name=f"end of {run_id}", daemon=True).start()
         return True
 
-    def _see_it_end(self, run_id: str, worker: Worker) -> None:
+    def _see_it_end(self, engine: Engine, run_id: str, worker: Worker) -> None:
         """A worker that had to be killed can neither end its executions nor say that its run was canceled."""
         if not worker.process.wait(self._grace_s + _AFTER_GRACE_S):
             worker.process.send(9)  # one without a keeper
-        cancel_run(Engine(load_settings()), run_id)
+        cancel_run(engine, run_id)
         run = self._instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
             self._instance.report_run_canceled(run, message="Its worker did not end within its grace, and was killed.")
@@ -228,9 +229,6 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
         if include_container_logs and (log := tail(folder.log, _LOG_BYTES)):
             told.append(f"The end of {folder.log}:\n{printable(log.decode('utf-8', 'backslashreplace'))}")
         return "\n".join(told)
-
-    def _known(self, run_id: str) -> Worker | None:
-        return WorkerFolder(load_settings().workers_dir, run_id).worker()
 
     def _report(self, run: dg.DagsterRun, message: str) -> None:
         self._instance.report_engine_event(message, run, cls=type(self))

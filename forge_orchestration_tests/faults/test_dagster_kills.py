@@ -88,6 +88,8 @@ def play(deployment: Deployment, instance: dg.DagsterInstance, seed: int) -> int
     hits: list[str] = []
     with deployment.daemon() as daemon, deployment.webserver() as server:
         runs = [server.start_assets("patient", *STEPS[:2]), server.start_assets(*STEPS[:4])]
+        for run_id in runs:  # a worker that is killed before it has begun fails its run
+            wait_for("a step", lambda run_id=run_id: instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START))  # type: ignore[misc]
         for kind, after_s, which in drawn:
             time.sleep(after_s * PATIENCE)
             with suppress(AssertionError):
