@@ -96,5 +96,12 @@ def bench_inside(table: Table) -> None:
         for name in contenders:
             table.row(f"{work}, {name}", times[name][work])
     for work, most in _MOST.items():
-        bare_s, inside_s = (statistics.median(times[name][work]) for name in ("bare", "inside"))
-        table.bar(f"{work}, inside / bare", inside_s / bare_s, most)
+        bare_s, inside_s = (_at_full_speed(times[name][work]) for name in ("bare", "inside"))
+        table.bar(f"{work}, inside / bare, the quickest quarter of each", inside_s / bare_s, most)
+
+
+def _at_full_speed(times_s: list[float]) -> float:
+    """The mean of the quickest quarter. A shared processor has two speeds, some 1.4 apart, and changes between them within seconds:
+    the median of one row falls on the one, that of another on the other. What the sandbox costs is in the quickest too.
+    """
+    return statistics.fmean(sorted(times_s)[: len(times_s) // 4])
