@@ -190,3 +190,36 @@ def test_a_run_goes_on_after_its_worker_was_killed(deployment: Deployment, insta
     see_nothing_left(deployment)
     print("recovered within", ", ".join(f"{one:.1f} s" for one in took))
     assert max(took) < (MONITOR_S + 5) * PATIENCE
+
+
+@pytest.mark.timeout(600)
+def test_an_execution_that_outlives_its_worker_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `on_controller_loss = "continue"` what a killed worker had begun is waited for, and not begun again."""
+    made = Deployment(
+        tmp_path,
+        '[supervision]\non_controller_loss = "continue"\n',
+        changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"},
+    )
+    monkeypatch.setenv("FORGE_HOME", str(made.home))
+    made.build_runtime()
+    made.add_analysis("long", f"import time\nprint('begun', flush=True)\ntime.sleep({8 * PATIENCE})\nprint('done', flush=True)\n")
+    settings = load_settings(made.home)
+    with dg.DagsterInstance.from_config(str(made.launch_folder())) as instance, made.daemon(), made.webserver() as server:
+        run_id = server.start("long")
+        folder = WorkerFolder(settings.workers_dir, run_id)
+        wait_for(
+            "a line of the analysis", lambda: any("begun" in log.read_text() for log in made.home.glob("executions/*/stdout.log"))
+        )
+        first = folder.worker()
+        assert first is not None
+        os.kill(first.process.pid, signal.SIGKILL)
+        assert server.wait(run_id) == "SUCCESS", [event.message for event in instance.all_logs(run_id)]
+        told = [event.message for event in instance.all_logs(run_id)]
+        captured = [entry.dagster_event.logs_captured_data.file_key for entry in instance.all_logs(run_id)
+                    if entry.dagster_event and entry.dagster_event.event_type is dg.DagsterEventType.LOGS_CAPTURED]  # fmt: skip
+        shown = [instance.compute_log_manager.get_log_data([run_id, "compute_logs", key]).stdout for key in captured]
+    record = made.record_of_run(run_id)
+    assert (record["end_reason"], record["attempt"]) == (EndReason.COMPLETED, 1)
+    assert any("it is not run again" in one for one in told), told
+    assert shown == [b"begun\ndone\n"] * 2, "the second worker's step shows the whole log too"
+    see_nothing_left(made)
