@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 
-from forge_orchestration.orchestration.workers import WorkerFolder
+from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings, make_home
 
 LOG_POLL_S = 0.3

@@ -17,8 +17,8 @@ import dagster as dg
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.operations.workers import RUN_WORKER
 from forge_orchestration.orchestration.captured_logs import CapturedLogs
-from forge_orchestration.orchestration.workers import RUN_WORKER
 from forge_orchestration.units import format_bytes
 
 MAX_EVENTS = 500

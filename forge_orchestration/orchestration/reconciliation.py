@@ -6,19 +6,17 @@ processes that it started itself, and only while it lives.
 """
 
 import json
-import os
 import time
 
 import dagster as dg
 import msgspec
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ExecutorError, HostError
+from forge_orchestration.errors import ExecutorError
 from forge_orchestration.executors.recovery import Reconciled, controller_lives
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.operations.take_over import cancel_run
-from forge_orchestration.orchestration.workers import WorkerFolder
-from forge_orchestration.sandbox.cgroups.find import find_site
+from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import Settings
 
 EVERY_S = 120
@@ -39,7 +37,6 @@ def reconciliation_definitions(settings: Settings) -> dg.Definitions:
         engine = Engine(settings)
         report = reconcile(engine)
         runs = end_lost_runs(context.instance, engine)
-        report.removed += [f"group of the worker of {run_id}" for run_id in remove_worker_groups(settings)]
         done = {**msgspec.to_builtins(report), "runs": runs, "at": time.time()}
         del done["alive"]
         if report.problems:
@@ -71,27 +68,6 @@ def end_lost_runs(instance: dg.DagsterInstance, engine: Engine) -> list[str]:
             instance.report_run_failed(run, _LOST)
         ended.append(run.run_id)
     return ended
-
-
-def remove_worker_groups(settings: Settings) -> list[str]:
-    """Remove the groups of workers that have ended, and whose keepers were killed; returns the ids of their runs."""
-    try:
-        site = find_site(settings.cgroup.parent)
-        names = set(os.listdir(site.folders("workers")[0])) & set(os.listdir(settings.workers_dir))
-    except (HostError, FileNotFoundError):
-        return []
-    removed = []
-    for run_id in names:
-        folder = WorkerFolder(settings.workers_dir, run_id)
-        with folder.locked():  # nobody starts one now
-            worker = folder.worker()
-            if worker is None or worker.process.is_alive or (worker.keeper is not None and worker.keeper.is_alive):
-                continue
-            group = site.worker(run_id)
-            group.end()  # what it had started itself
-            if group.remove():
-                removed.append(run_id)
-    return removed
 
 
 def _is_lost(run: dg.DagsterRun, instance: dg.DagsterInstance, engine: Engine) -> bool:

@@ -22,9 +22,9 @@ from forge_orchestration.executions.logs import tail
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.operations.take_over import cancel_run
+from forge_orchestration.operations.workers import Worker, WorkerFolder
 from forge_orchestration.orchestration.run_worker import RunOrder
 from forge_orchestration.orchestration.worker_keeper import Order
-from forge_orchestration.orchestration.workers import Worker, WorkerFolder
 from forge_orchestration.sandbox.cgroups.find import scope_prefix
 from forge_orchestration.settings import Settings, load_settings
 from forge_orchestration.units import format_bytes, parse_bytes, parse_seconds

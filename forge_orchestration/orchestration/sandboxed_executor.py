@@ -32,11 +32,11 @@ from dagster._core.execution.retries import RetryMode, get_retries_config
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.storage.compute_log_manager import CapturedLogContext
 
+from forge_orchestration.operations.workers import register_this_process
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.captured_logs import CapturedLogs
 from forge_orchestration.orchestration.step_thread import StepThread
 from forge_orchestration.orchestration.trust import check_trust, is_backed
-from forge_orchestration.orchestration.workers import register_this_process
 from forge_orchestration.settings import load_settings
 
 _LOOK_S = 0.1  # between two looks for an interrupt, which Dagster only notes

@@ -21,7 +21,7 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError, SandboxError
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.orchestration.workers import RUN_WORKER, Worker, WorkerEnd, WorkerFolder
+from forge_orchestration.operations.workers import RUN_WORKER, Worker, WorkerEnd, WorkerFolder
 from forge_orchestration.sandbox.cgroups.base import Cgroup
 from forge_orchestration.sandbox.cgroups.find import find_site
 from forge_orchestration.sandbox.process_identity import ProcessIdentity

@@ -21,7 +21,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.executors.recovery import TRIAL, Reconciled
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
-from forge_orchestration.orchestration.workers import WorkerFolder
+from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
 from forge_orchestration_tests.faults import victims

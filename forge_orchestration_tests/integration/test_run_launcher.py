@@ -18,10 +18,11 @@ import msgspec
 import pytest
 from dagster._core.launcher.base import WorkerStatus
 
+from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ExecutorError, ForgeError, SpecError, StoreError
-from forge_orchestration.orchestration.reconciliation import remove_worker_groups
+from forge_orchestration.operations.reconcile import reconcile
+from forge_orchestration.operations.workers import RUN_WORKER, Worker, WorkerEnd, WorkerFolder, register_this_process
 from forge_orchestration.orchestration.run_launcher import SandboxRunLauncher
-from forge_orchestration.orchestration.workers import RUN_WORKER, Worker, WorkerEnd, WorkerFolder, register_this_process
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import find_site
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
@@ -299,8 +300,9 @@ def test_a_worker_goes_on_without_its_keeper_and_can_still_be_ended(
     assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
     assert launcher.terminate(run.run_id) is True
     wait_until("the worker's end", lambda: not worker.process.is_alive)
-    assert remove_worker_groups(settings) == [run.run_id]
-    assert remove_worker_groups(settings) == []
+    engine = Engine(settings)
+    assert reconcile(engine).removed == [f"group of the worker of run {run.run_id}"]
+    assert reconcile(engine).removed == []
     wait_until("nothing left", lambda: leftovers(settings.home) == [])
 
 

@@ -53,6 +53,7 @@ from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Inp
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
+from forge_orchestration.operations.workers import Worker, WorkerEnd
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.index import Part
 from forge_orchestration.runtimes.seal import Entry, Verdict
@@ -85,6 +86,7 @@ LIMITS = Limits(
 )
 MEASURED = Measured(value=1.5, source=TEXT)
 SITE = CgroupSite(version=1, mounts={"memory": "/a b", "cpu": TEXT}, parent="p/q")
+PROCESS = ProcessIdentity(pid=1, start_time=2**62, boot_id="b")
 BIND = Bind(source=TEXT, target="/t", device=2**64 - 1, inode=2**64 - 1)
 RUNTIME = RuntimeFacts(build="b",
     name=TEXT, kind="venv", content_digest="a", seal_digest="b", verified_at=1.25, chosen_by="caller", python="3.11.2"
@@ -179,7 +181,7 @@ EXAMPLES: list[msgspec.Struct] = [
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
     Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2)), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
-    ProcessIdentity(pid=1, start_time=2**62, boot_id="b"), Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
+    PROCESS, Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
         name="n", folder="/f", kind="venv", lock="l", prefix=TEXT, description=TEXT, python=">=3", self_test=("python", "t.py"),
         limits={"pids": 5},
@@ -198,6 +200,7 @@ EXAMPLES: list[msgspec.Struct] = [
     Size(bytes=2**62, files=3), Ended(status=9, blocks_read=1, blocks_written=2), Failed(failed=TEXT), Keeper(keeper_pid=3),
     Launch(command=("a", TEXT), environment={"A": TEXT}, identity=Identity(mode="own_uid", uid=5, gid=6), join_files=(TEXT,), open_files=7,
            file_size_bytes=8),
+    Worker(process=PROCESS, keeper=PROCESS), WorkerEnd(exit_code=-9, oom_kills=1, peak_memory_bytes=2.0**40, killed_after_s=0.5),
     IsolationSettings(may_be_off=()), OutputSettings(max_files=3, max_depth=4), SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
 ]  # fmt: skip
 # they stay in the process that made them

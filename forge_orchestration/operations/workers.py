@@ -18,6 +18,7 @@ import msgspec
 
 from forge_orchestration.errors import SpecError, StoreError
 from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 
 RUN_WORKER = "FORGE_RUN_WORKER"
@@ -140,3 +141,23 @@ def register_this_process(workers_dir: Path, run_id: str) -> None:
     me = ProcessIdentity.of(os.getpid())
     assert me is not None
     WorkerFolder(workers_dir, run_id).began(Worker(process=me))
+
+
+def remove_groups(site: CgroupSite, workers_dir: Path) -> list[str]:
+    """Remove the groups of workers that have ended, and whose keepers were killed; returns the ids of their runs."""
+    try:
+        names = set(os.listdir(site.folders("workers")[0])) & set(os.listdir(workers_dir))
+    except FileNotFoundError:
+        return []
+    removed = []
+    for run_id in sorted(names):
+        folder = WorkerFolder(workers_dir, run_id)
+        with folder.locked():  # nobody starts one now
+            worker = folder.worker()
+            if worker is None or worker.process.is_alive or (worker.keeper is not None and worker.keeper.is_alive):
+                continue
+            group = site.worker(run_id)
+            group.end()  # what it had started itself
+            if group.remove():
+                removed.append(run_id)
+    return removed
