@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # no .pyc of ours is missing at a start: see the byte-compiling below
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo install install-dev system test test-all test-vm lint bench bench-neighbours ui lock clean
+.PHONY: help demo install install-dev system test test-all test-vm lint bench bench-dagster bench-neighbours ui lock clean
 
 help:
 	@echo 'make demo      install, build the runtimes, run the main analysis through Dagster, show its results'
 	@echo 'make test      install, check and test everything that fits 40 minutes'
 	@echo 'make test-all  the same and everything else, the virtual machine included'
 	@echo 'make bench     Forge against the alternatives, in the same run'
+	@echo 'make bench-dagster   a step and a launch, against Dagster alone'
 	@echo 'make bench-neighbours   what PostgreSQL and a web service notice of hostile executions beside them'
 	@echo 'make ui        the Dagster UI on http://127.0.0.1:3000'
 
@@ -59,6 +60,10 @@ test-vm: install-dev
 bench: install-dev
 	@scripts/prepare-cgroup
 	$(BIN)/python -m forge_orchestration_tests.bench
+
+bench-dagster: install-dev
+	@scripts/prepare-cgroup
+	$(BIN)/python -m forge_orchestration_tests.bench_dagster
 
 bench-neighbours: install-dev
 	@scripts/prepare-cgroup

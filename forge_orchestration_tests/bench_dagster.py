@@ -1,0 +1,176 @@
+"""`make bench-dagster`: what a step costs in Dagster, and how soon a launched run works, beside Dagster's own, in the same run.
+
+sandboxed          20 assets, each `true` in a sandbox with record, logs, messages and metadata, by `sandboxed_executor`
+multiprocess       20 ops that do nothing, by Dagster's default executor: a process each
+in process         20 ops that start `true` with `subprocess`, by Dagster's `in_process_executor`: no sandbox, no limit, no log
+
+All take as many steps at one time, store events in the same way, and are timed by Dagster: from the start of the run to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+
+from forge_orchestration_tests.bench import Table
+from forge_orchestration_tests.integration.dagster_support import Deployment, Webserver
+
+STEPS = 20
+ROUNDS = 5
+PLAIN = f"""
+import subprocess
+import dagster as dg
+
+@dg.op
+def nothing(): pass
+
+@dg.op
+def bare(): subprocess.run(["true"], check=True)
+
+def many(name, op, executor):
+    @dg.job(name=name, executor_def=executor)
+    def job():
+        for number in range({STEPS}): op.alias(f"s{{number}}")()
+    return job
+
+defs = dg.Definitions(jobs=[
+    many("multiprocess", nothing, dg.multiprocess_executor.configured({{"max_concurrent": {os.cpu_count()}}})),
+    many("in_process", bare, dg.in_process_executor),
+])
+"""
+SANDBOXED = """
+import dagster as dg
+from forge_orchestration.orchestration.definitions import analysis_assets
+from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
+from forge_orchestration.analyses import analysis_folders
+from forge_orchestration.settings import load_settings
+
+settings = load_settings()
+folders = {name: folder for name, folder in analysis_folders(settings).items() if name.startswith("s")}
+defs = dg.Definitions(
+    assets=analysis_assets(folders, settings, ["forge-python"]),
+    jobs=[dg.define_asset_job("sandboxed", selection=list(folders))],
+    executor=sandboxed_executor,
+)
+"""
+
+
+def main() -> int:
+    """Print the tables; exit status 1 if a bar does not hold."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = arguments.parse_args().rounds
+    folder = Path(tempfile.mkdtemp(prefix="forge-bench-dagster-"))
+    table = Table()
+    try:
+        made = Deployment(folder)
+        made.build_runtime()
+        for number in range(STEPS):
+            made.add_analysis(f"s{number:02}", command="['true']")
+        bench_steps(table, made, rounds)
+        bench_launch(table, made, rounds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 1 if table.failed else 0
+
+
+def bench_steps(table: Table, made: Deployment, rounds: int) -> None:
+    """Twenty steps that do next to nothing."""
+    for name, text in (("plain", PLAIN), ("forge_sandboxed", SANDBOXED)):
+        (made.home.parent / f"{name}.py").write_text(text)
+    jobs = {"sandboxed": "forge_sandboxed", "multiprocess": "plain", "in_process": "plain"}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for job in random.sample(list(jobs), len(jobs)):
+            took_s = _run_s(made, jobs[job], job)
+            if turn:  # the first time without a clock
+                times[job].append(took_s)
+    print(f"\n{STEPS} steps, {os.cpu_count()} at one time, from a run's start to its end, medians of {rounds}, in turn")
+    medians = {name: table.row(name.replace("_", " "), found) for name, found in times.items()}
+    print(f"  a step in a sandbox: {medians['sandboxed'] / STEPS:.1f} ms")
+    table.bar("sandboxed / multiprocess", medians["sandboxed"] / medians["multiprocess"], 1 / 15)
+    table.bar("sandboxed / in process", medians["sandboxed"] / medians["in_process"], 2.0)
+
+
+def _run_s(made: Deployment, module: str, job: str) -> float:
+    before = _run_ids(made)
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "job",
+        "execute",
+        "-f",
+        str(made.home.parent / f"{module}.py"),
+        "-a",
+        "defs",
+        "-j",
+        job,
+    ]
+    done = subprocess.run(command, cwd=made.launch_folder(), env=made.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run_id,) = _run_ids(made) - before
+    with _instance(made) as instance:
+        record = instance.get_run_record_by_id(run_id)
+        assert record is not None and record.start_time is not None and record.end_time is not None
+        return record.end_time - record.start_time
+
+
+def _run_ids(made: Deployment) -> set[str]:
+    with _instance(made) as instance:
+        return {run.run_id for run in instance.get_runs()}
+
+
+def _instance(made: Deployment) -> dg.DagsterInstance:
+    os.environ["FORGE_HOME"] = str(made.home)
+    return dg.DagsterInstance.from_config(str(made.launch_folder()))
+
+
+def bench_launch(table: Table, made: Deployment, rounds: int) -> None:
+    """From the launch in the UI to the first step: our launcher, and Dagster's default one."""
+    launchers: dict[str, Callable[[], Deployment]] = {
+        "SandboxRunLauncher": lambda: made,
+        "DefaultRunLauncher": lambda: _with_default_launcher(made),
+    }
+    times: dict[str, list[float]] = {}
+    for name, deployment in launchers.items():
+        with deployment().webserver() as server:
+            times[name] = [_first_step_s(made, server) for _ in range(rounds + 1)][1:]
+    print(f"\nfrom launchRun to the first step, medians of {rounds}")
+    medians = [table.row(name, found) for name, found in times.items()]
+    table.bar("our launcher / the default one", medians[0] / medians[1], 1.0)
+
+
+def _with_default_launcher(made: Deployment) -> Deployment:
+    changed = {
+        "  module: forge_orchestration.orchestration.run_launcher\n  class: SandboxRunLauncher\n  config:\n"
+        "    memory: 1GiB\n    pids: 512\n    grace: 30s\n": "  module: dagster.core.launcher\n  class: DefaultRunLauncher\n",
+        "  max_resume_run_attempts: 3\n": "  max_resume_run_attempts: 0\n",
+    }
+    other = object.__new__(Deployment)
+    other.__dict__.update(made.__dict__)
+    other._changed = changed
+    return other
+
+
+def _first_step_s(made: Deployment, server: Webserver) -> float:
+    asked = time.time()
+    run_id = server.start("s00")
+    assert server.wait(run_id) == "SUCCESS"
+    with _instance(made) as instance:
+        (start,) = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START)
+    return start.timestamp - asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())
