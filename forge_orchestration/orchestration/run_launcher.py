@@ -198,14 +198,16 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Whether a run that has not ended has somebody who executes it; asked by Dagster's monitor."""
+        """Whether a run that has not ended has somebody who executes it; asked by Dagster's monitor.
+
+        `RUNNING` unless its worker is known to be dead: any other answer has the monitor start a second one beside it.
+        """
         try:
             folder = WorkerFolder(load_settings().workers_dir, run.run_id)
             worker, end = folder.worker(), folder.end()
         except ForgeError as error:
-            return CheckRunHealthResult(WorkerStatus.UNKNOWN, msg=str(error))
+            return CheckRunHealthResult(WorkerStatus.RUNNING, msg=f"It cannot be told who executes this run: {error}")
         if worker is None:
-            # any other answer has the monitor start a second worker beside whoever executes it
             return CheckRunHealthResult(WorkerStatus.RUNNING, msg="Nobody said who executes this run.")
         pid = str(worker.process.pid)
         if worker.process.is_alive:

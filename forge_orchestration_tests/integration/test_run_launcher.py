@@ -194,6 +194,17 @@ def test_health(
     assert said is None or said in (health.msg or "")
 
 
+def test_where_nothing_can_be_told_no_second_worker_is_started(
+    settings: Settings, instance: dg.DagsterInstance, launcher: SandboxRunLauncher
+) -> None:
+    run = new_run(instance)
+    folder = WorkerFolder(settings.workers_dir, run.run_id)
+    folder.make()
+    (folder.path / "worker.json").write_text("{")
+    health = launcher.check_run_worker_health(run)
+    assert health.status is WorkerStatus.RUNNING and "cannot be told" in (health.msg or "")
+
+
 def test_tags_are_not_believed(settings: Settings, instance: dg.DagsterInstance, launcher: SandboxRunLauncher) -> None:
     """Whoever launches a run chooses its tags: none of them may name a process that is then ended."""
     bystander = subprocess.Popen(["sleep", "600"])
