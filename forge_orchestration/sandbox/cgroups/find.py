@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
 REMEDY = "Prepare a group once with: sudo deploy/delegate-cgroup $USER"
 SLICE = "forge.slice"  # holds the scopes of all controllers, and so the sum of their executions
 _CONTROLLERS = "/controllers"  # the leaf for what a delegated service runs beside executions
+_LEAF = re.compile(rf"(/supervisors|{_CONTROLLERS}|/workers/[^/]+)\Z")
+"""In a delegated service's group: where one of our processes may be."""
 _SYSTEMD_SCOPE = ("--scope", "--quiet", "--collect", f"--slice={SLICE}", "--property=Delegate=yes", "--")
 
 
@@ -165,9 +168,7 @@ def delegated_service() -> str:
     user = os.geteuid()
     if user == 0 or unified is None or not _has_controllers(Path(unified)):
         return ""
-    group = _own_v2_group()
-    for leaf in ("/supervisors", _CONTROLLERS):
-        group = group.removesuffix(leaf)
+    group = _LEAF.sub("", _own_v2_group())
     folder = f"{unified}{group}"
     try:
         delegated = os.getxattr(folder, "user.delegate") == b"1" and os.access(f"{folder}/cgroup.procs", os.W_OK)
