@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -18,10 +17,9 @@ from forge_orchestration_tests.conftest import wait_until
 MEETING_S = 20.0
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "dagster"
-    home.mkdir()
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path_factory.mktemp("dagster")
     with dg.DagsterInstance.local_temp(str(home)) as made:
         yield made
 
@@ -189,20 +187,18 @@ GRAPHS = [chain, fan_in, failure_and_what_depends_on_it, stated_failure, retries
 
 
 @pytest.mark.parametrize("graph", [*GRAPHS, without_its_resource], ids=lambda graph: graph.name)
-@pytest.mark.parametrize("hooks", [False, True], ids=["", "hooks"])
-def test_events_are_those_of_dagsters_own_executor(instance: dg.DagsterInstance, graph: dg.GraphDefinition, hooks: bool) -> None:
+def test_events_are_those_of_dagsters_own_executor(instance: dg.DagsterInstance, graph: dg.GraphDefinition) -> None:
     told, seen = [], []
     for executor in (dg.in_process_executor, sandboxed_executor):
         SEEN.clear()
         resources = {"broken": broken} if graph is without_its_resource else {}
-        with_hooks = {when_it_succeeds, when_it_fails} if hooks else set()
-        job = graph.to_job(executor_def=executor, resource_defs=resources, hooks=with_hooks)
+        job = graph.to_job(executor_def=executor, resource_defs=resources, hooks={when_it_succeeds, when_it_fails})
         ended = run(instance, job)
         told.append((ended.status, steps(instance, ended.run_id)))
         seen.append(sorted(SEEN))
     assert told[0] == told[1]
     assert seen[0] == seen[1]
-    assert bool(seen[1]) == (hooks and graph is not without_its_resource)
+    assert bool(seen[1]) == (graph is not without_its_resource)
 
 
 def test_a_selection_of_steps_runs_alone(instance: dg.DagsterInstance) -> None:
@@ -310,8 +306,8 @@ def test_the_highest_priority_is_first(instance: dg.DagsterInstance) -> None:
     assert ORDER == ["f4", "f3", "f2", "f1"]
 
 
-@pytest.mark.usefixtures("counted")
-def test_two_hundred_steps_on_sixteen_threads_are_told_whole(instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_steps_on_sixteen_threads_are_told_whole(instance: dg.DagsterInstance, count: int) -> None:
     @dg.op(tags=TRUSTED, retry_policy=dg.RetryPolicy(max_retries=1))
     def now_and_then(context: dg.OpExecutionContext) -> int:
         if context.op.name.endswith("0") and not context.retry_number:
@@ -320,12 +316,12 @@ def test_two_hundred_steps_on_sixteen_threads_are_told_whole(instance: dg.Dagste
 
     @dg.job(executor_def=sandboxed_executor)
     def wide() -> None:
-        total([now_and_then.alias(f"n{number}")() for number in range(200)])
+        total([now_and_then.alias(f"n{number}")() for number in range(count)])
 
     ended = run(instance, wide, execution={"config": {"max_concurrent": 16}})
     assert ended.status is dg.DagsterRunStatus.SUCCESS, messages(instance, ended.run_id)[-2000:]
     told = steps(instance, ended.run_id)
-    assert len(told) == 201
+    assert len(told) == count + 1
     first = ["STEP_START", "STEP_UP_FOR_RETRY", "STEP_RESTARTED"]
     for name, events in told.items():
         started = first if name.endswith("0") else ["STEP_START"]
