@@ -12,21 +12,21 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from forge_orchestration.errors import SpecError, StoreError
 from forge_orchestration.executions.folder import write_atomically
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 
 RUN_WORKER = "FORGE_RUN_WORKER"
 """The environment variable in which a worker that was launched finds the id of its run."""
-_T = TypeVar("_T")
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 
 
+@compiled
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
     """The process that executes a run.
 
@@ -45,6 +45,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
             self.process.send(signal.SIGTERM)
 
 
+@compiled
 class WorkerEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker ended that was launched.
 
@@ -93,7 +94,10 @@ class WorkerFolder:
         Raises:
             StoreError: What is written there is none.
         """
-        return self._read("worker.json", Worker)
+        try:
+            return msgspec.json.decode(data, type=Worker) if (data := self._read("worker.json")) is not None else None
+        except msgspec.DecodeError as error:
+            raise self._torn("worker.json", error) from error
 
     def end(self) -> WorkerEnd | None:
         """How the latest ended; None if it lives, or nobody saw its end.
@@ -101,7 +105,10 @@ class WorkerFolder:
         Raises:
             StoreError: What is written there is none.
         """
-        return self._read("end.json", WorkerEnd)
+        try:
+            return msgspec.json.decode(data, type=WorkerEnd) if (data := self._read("end.json")) is not None else None
+        except msgspec.DecodeError as error:
+            raise self._torn("end.json", error) from error
 
     def began(self, worker: Worker) -> None:
         """Write down who executes the run now."""
@@ -125,13 +132,14 @@ class WorkerFolder:
         finally:
             os.close(fd)
 
-    def _read(self, name: str, kind: type[_T]) -> _T | None:
+    def _read(self, name: str) -> bytes | None:
         try:
-            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+            return (self.path / name).read_bytes()
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
-            raise StoreError(f"{self.path / name} cannot be read: {error}.", "Remove that folder.") from error
+
+    def _torn(self, name: str, error: msgspec.DecodeError) -> StoreError:
+        return StoreError(f"{self.path / name} cannot be read: {error}.", "Remove that folder.")
 
 
 def register_this_process(workers_dir: Path, run_id: str) -> None:

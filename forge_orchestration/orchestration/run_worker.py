@@ -12,7 +12,10 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
+from forge_orchestration.model.compiled import compiled
 
+
+@compiled
 class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Which run of which instance.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import ForgeError, SandboxError
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.operations.workers import RUN_WORKER, Worker, WorkerEnd, WorkerFolder
 from forge_orchestration.sandbox.cgroups.base import Cgroup
@@ -27,6 +28,7 @@ from forge_orchestration.sandbox.cgroups.find import find_site
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 
 
+@compiled
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to start, and within what.
 

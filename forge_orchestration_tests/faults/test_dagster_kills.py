@@ -31,7 +31,7 @@ VICTIMS = ("run worker", "keeper", "supervisor", "spawner", "code server", "web 
 LOST, DIED = EndReason.CONTROLLER_LOST, EndReason.EXECUTOR_ERROR
 MONITOR_S = 2
 STEPS = [f"step_{number}" for number in range(10)]
-FEW, MANY = 2, 30
+FEW, MANY = 1, 30
 
 
 @pytest.fixture(scope="module")

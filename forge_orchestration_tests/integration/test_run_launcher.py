@@ -311,6 +311,9 @@ def test_a_worker_goes_on_without_its_keeper_and_can_still_be_ended(
     assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
     assert launcher.terminate(run.run_id) is True
     wait_until("the worker's end", lambda: not worker.process.is_alive)
+    wait_until(
+        "the run's end", lambda: (ended := instance.get_run_by_id(run.run_id)) and ended.status is dg.DagsterRunStatus.CANCELED
+    )
     engine = Engine(settings)
     assert reconcile(engine).removed == [f"group of the worker of run {run.run_id}"]
     assert reconcile(engine).removed == []
