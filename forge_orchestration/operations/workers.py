@@ -85,8 +85,8 @@ class WorkerFolder:
 
     def make(self) -> None:
         """Make it, closed to other users."""
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self.path.parent.parent, self.path.parent, self.path):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     def worker(self) -> Worker | None:
         """The latest; None if none is known.

@@ -37,7 +37,7 @@ from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.captured_logs import CapturedLogs
 from forge_orchestration.orchestration.step_thread import StepThread
 from forge_orchestration.orchestration.trust import check_trust, is_backed
-from forge_orchestration.settings import load_settings
+from forge_orchestration.settings import load_settings, make_home
 
 _LOOK_S = 0.1  # between two looks for an interrupt, which Dagster only notes
 _IDLE_S = 0.05  # while no step runs and one waits for its retry or for a place in a pool
@@ -69,7 +69,9 @@ class SandboxedExecutor(dg.Executor):
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[dg.DagsterEvent]:
         """Run the plan to its end; called by Dagster."""
         keys = execution_plan.step_keys_to_execute
-        register_this_process(load_settings().workers_dir, plan_context.run_id)
+        settings = load_settings()
+        make_home(settings)
+        register_this_process(settings.workers_dir, plan_context.run_id)
         yield dg.DagsterEvent.engine_event(
             plan_context,
             f"Executing steps in sandboxes, at most {self._max_concurrent} at one time (pid: {os.getpid()})",

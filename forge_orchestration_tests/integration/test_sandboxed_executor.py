@@ -20,7 +20,8 @@ MEETING_S = 20.0
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
     home = tmp_path_factory.mktemp("dagster")
-    with dg.DagsterInstance.local_temp(str(home)) as made:
+    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.local_temp(str(home)) as made:
+        patch.setenv("FORGE_HOME", str(home / "a forge home that is not there yet"))
         yield made
 
 
