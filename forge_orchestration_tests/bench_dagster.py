@@ -10,6 +10,7 @@ All take as many steps at one time, store events in the same way, and are timed 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import random
 import shutil
@@ -157,8 +158,7 @@ def _with_default_launcher(made: Deployment) -> Deployment:
         "    memory: 1GiB\n    pids: 512\n    grace: 30s\n": "  module: dagster.core.launcher\n  class: DefaultRunLauncher\n",
         "  max_resume_run_attempts: 3\n": "  max_resume_run_attempts: 0\n",
     }
-    other = object.__new__(Deployment)
-    other.__dict__.update(made.__dict__)
+    other = copy.copy(made)
     other._changed = changed
     return other
 

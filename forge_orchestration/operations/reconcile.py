@@ -43,7 +43,9 @@ def reconcile(engine: Engine) -> Reconciled:
             report.removed.append(f"row of {execution_id}, whose folder is gone")
         recovery.remove_nameless()
         if site is not None:
-            report.removed += [f"group of the worker of run {run_id}" for run_id in remove_groups(site, settings.workers_dir)]
+            runs, problems = remove_groups(site, settings.workers_dir)
+            report.removed += [f"group of the worker of run {run_id}" for run_id in runs]
+            report.problems += problems
         _remove_builds(settings, report)
         _remove_images(settings.scratch_dir, report)
     return report

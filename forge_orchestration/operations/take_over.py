@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from forge_orchestration.engine import Engine, Listener
 from forge_orchestration.errors import ForgeError
@@ -14,14 +16,14 @@ from forge_orchestration.operations.reconcile import reconcile
 
 def last_of_step(engine: Engine, dagster_run_id: str, dagster_step_key: str) -> ExecutionRecord | None:
     """The execution that was begun last for a step of a run, as its record is now; None if none was."""
+    return next((one for one in _records_of_run(engine, dagster_run_id) if one.dagster_step_key == dagster_step_key), None)
+
+
+def _records_of_run(engine: Engine, dagster_run_id: str) -> Iterator[ExecutionRecord]:
+    """The latest first."""
     for execution_id in engine.store.executions_of_run(dagster_run_id):
-        try:
-            record = ExecutionFolder(engine.settings.executions_dir, execution_id).read_record()
-        except ForgeError:  # somebody removed its folder
-            continue
-        if record.dagster_step_key == dagster_step_key:
-            return record
-    return None
+        with contextlib.suppress(ForgeError):  # somebody removed its folder
+            yield ExecutionFolder(engine.settings.executions_dir, execution_id).read_record()
 
 
 def take_over(
@@ -39,12 +41,11 @@ def take_over(
 def cancel_run(engine: Engine, dagster_run_id: str) -> list[str]:
     """Ask everything that still runs for a Dagster run to end, with its grace; returns the ids."""
     asked = []
-    for execution_id in engine.store.executions_of_run(dagster_run_id):
-        if engine.store.status(execution_id) not in {status.value for status in Status if status.is_final}:
-            record = ExecutionFolder(engine.settings.executions_dir, execution_id).read_record()
+    for record in _records_of_run(engine, dagster_run_id):
+        if not record.status.is_final:
             executor = engine.executor(record.executor)
-            executor.cancel(executor.reattach(record.native_id or "", execution_id))
-            asked.append(execution_id)
+            executor.cancel(executor.reattach(record.native_id or "", record.execution_id))
+            asked.append(record.execution_id)
     return asked
 
 

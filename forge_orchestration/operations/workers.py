@@ -12,21 +12,21 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from forge_orchestration.errors import SpecError, StoreError
+from forge_orchestration.errors import ForgeError, SpecError, StoreError
 from forge_orchestration.executions.folder import write_atomically
-from forge_orchestration.model.compiled import compiled
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 
 RUN_WORKER = "FORGE_RUN_WORKER"
 """The environment variable in which a worker that was launched finds the id of its run."""
+_T = TypeVar("_T")
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 
 
-@compiled
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
     """The process that executes a run.
 
@@ -45,7 +45,6 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
             self.process.send(signal.SIGTERM)
 
 
-@compiled
 class WorkerEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker ended that was launched.
 
@@ -67,6 +66,10 @@ class WorkerEnd(msgspec.Struct, frozen=True, kw_only=True):
         if self.killed_after_s is not None:
             how += f", {self.killed_after_s:g} s after it was asked to end"
         return how
+
+
+# made here, once: threads read with them
+_worker_decoder, _end_decoder = msgspec.json.Decoder(Worker), msgspec.json.Decoder(WorkerEnd)
 
 
 class WorkerFolder:
@@ -94,10 +97,7 @@ class WorkerFolder:
         Raises:
             StoreError: What is written there is none.
         """
-        try:
-            return msgspec.json.decode(data, type=Worker) if (data := self._read("worker.json")) is not None else None
-        except msgspec.DecodeError as error:
-            raise self._torn("worker.json", error) from error
+        return self._read("worker.json", _worker_decoder)
 
     def end(self) -> WorkerEnd | None:
         """How the latest ended; None if it lives, or nobody saw its end.
@@ -105,10 +105,7 @@ class WorkerFolder:
         Raises:
             StoreError: What is written there is none.
         """
-        try:
-            return msgspec.json.decode(data, type=WorkerEnd) if (data := self._read("end.json")) is not None else None
-        except msgspec.DecodeError as error:
-            raise self._torn("end.json", error) from error
+        return self._read("end.json", _end_decoder)
 
     def began(self, worker: Worker) -> None:
         """Write down who executes the run now."""
@@ -132,14 +129,13 @@ class WorkerFolder:
         finally:
             os.close(fd)
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, decoder: msgspec.json.Decoder[_T]) -> _T | None:
         try:
-            return (self.path / name).read_bytes()
+            return decoder.decode((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-
-    def _torn(self, name: str, error: msgspec.DecodeError) -> StoreError:
-        return StoreError(f"{self.path / name} cannot be read: {error}.", "Remove that folder.")
+        except msgspec.DecodeError as error:
+            raise StoreError(f"{self.path / name} cannot be read: {error}.", "Remove that folder.") from error
 
 
 def register_this_process(workers_dir: Path, run_id: str) -> None:
@@ -151,21 +147,31 @@ def register_this_process(workers_dir: Path, run_id: str) -> None:
     WorkerFolder(workers_dir, run_id).began(Worker(process=me))
 
 
-def remove_groups(site: CgroupSite, workers_dir: Path) -> list[str]:
-    """Remove the groups of workers that have ended, and whose keepers were killed; returns the ids of their runs."""
+def remove_groups(site: CgroupSite, workers_dir: Path) -> tuple[list[str], list[str]]:
+    """Remove the groups of workers that have ended, and whose keepers were killed.
+
+    Returns:
+        The ids of their runs, and what could not be put right.
+    """
     try:
         names = set(os.listdir(site.folders("workers")[0])) & set(os.listdir(workers_dir))
     except FileNotFoundError:
-        return []
-    removed = []
+        return [], []
+    removed, problems = [], []
     for run_id in sorted(names):
-        folder = WorkerFolder(workers_dir, run_id)
-        with folder.locked():  # nobody starts one now
-            worker = folder.worker()
-            if worker is None or worker.process.is_alive or (worker.keeper is not None and worker.keeper.is_alive):
-                continue
-            group = site.worker(run_id)
-            group.end()  # what it had started itself
-            if group.remove():
+        try:
+            if _remove_group(site, WorkerFolder(workers_dir, run_id)):
                 removed.append(run_id)
-    return removed
+        except (ForgeError, OSError) as error:  # of one run, and no matter of the others
+            problems.append(f"worker of run {run_id}: {error}")
+    return removed, problems
+
+
+def _remove_group(site: CgroupSite, folder: WorkerFolder) -> bool:
+    with folder.locked():  # nobody starts one now
+        worker = folder.worker()
+        if worker is None or worker.process.is_alive or (worker.keeper is not None and worker.keeper.is_alive):
+            return False
+        group = site.worker(folder.run_id)
+        group.end()  # what it had started itself
+        return group.remove()

@@ -12,6 +12,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 
+from forge_orchestration.errors import ForgeError
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings, make_home
 
@@ -32,7 +33,10 @@ class ForgeInstance(dg.DagsterInstance):
 
         Dagster asks this of `dagster job execute` too, and would take an interrupted one for running for ever.
         """
-        worker = WorkerFolder(load_settings().workers_dir, run_id).worker()
+        try:
+            worker = WorkerFolder(load_settings().workers_dir, run_id).worker()
+        except ForgeError:  # it cannot be told: the run is then failed, rather than left to nobody
+            return False
         return worker is not None and worker.keeper is not None and super().run_will_resume(run_id)
 
     @staticmethod

@@ -12,7 +12,7 @@ import dagster as dg
 import msgspec
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ExecutorError
+from forge_orchestration.errors import ExecutorError, ForgeError
 from forge_orchestration.executors.recovery import Reconciled, controller_lives
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.operations.take_over import cancel_run
@@ -73,11 +73,14 @@ def end_lost_runs(instance: dg.DagsterInstance, engine: Engine) -> list[str]:
 def _is_lost(run: dg.DagsterRun, instance: dg.DagsterInstance, engine: Engine) -> bool:
     """Whether the process that executes a run's steps is known, is dead, and will not be followed by another."""
     run_id = run.run_id
-    worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
+    try:
+        worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
+    except ForgeError:  # it cannot be told, and is no reason to leave the other runs
+        return False
     if worker is not None:
-        # the monitor resumes what had begun, and nothing that somebody ended
-        resumed = run.status is dg.DagsterRunStatus.STARTED and instance.run_will_resume(run_id)
-        return not worker.process.is_alive and not resumed
+        # what had begun is the monitor's to resume, or to fail when it was resumed often enough: it may be starting the last one now
+        watched = run.status is dg.DagsterRunStatus.STARTED and worker.keeper is not None and instance.run_monitoring_enabled
+        return not worker.process.is_alive and not watched
     # an executor that is not Forge's: known by the executions that were started for the run
     controllers = engine.store.controllers_of_run(run_id)
     if not controllers or any(controller_lives(one) for one in controllers):

@@ -5,6 +5,7 @@ restarted: the worker, and the runs of others, go on.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,14 +21,14 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ExecutorError, ForgeError
 from forge_orchestration.executions.logs import tail
 from forge_orchestration.executions.messages import printable
-from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.limits import Limits, updated_limits
 from forge_orchestration.operations.take_over import cancel_run
 from forge_orchestration.operations.workers import Worker, WorkerFolder
 from forge_orchestration.orchestration.run_worker import RunOrder
 from forge_orchestration.orchestration.worker_keeper import Order
 from forge_orchestration.sandbox.cgroups.find import scope_prefix
 from forge_orchestration.settings import Settings, load_settings
-from forge_orchestration.units import format_bytes, parse_bytes, parse_seconds
+from forge_orchestration.units import format_bytes
 
 _START_S = 30.0
 _AFTER_GRACE_S = 10.0
@@ -56,12 +57,8 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
         grace: str = "30s",
     ) -> None:  # fmt: skip
         self._inst_data = inst_data
-        self._grace_s = parse_seconds(grace, "grace of run_launcher in dagster.yaml")
-        self._limits = Limits(
-            memory_bytes=parse_bytes(memory, "memory of run_launcher in dagster.yaml"),
-            cpus=cpus or float(os.cpu_count() or 1),
-            pids=pids,
-        )
+        wanted = {"memory": memory, "cpus": cpus if cpus is not None else float(os.cpu_count() or 1), "pids": pids, "grace": grace}
+        self._limits = updated_limits(Limits(), wanted, "run_launcher in dagster.yaml")
         super().__init__()  # type: ignore[no-untyped-call]
 
     @property
@@ -127,7 +124,6 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
                     # the code location's own interpreter, whatever PATH says
                     command=[origin.executable_path, "-m", "forge_orchestration.orchestration.run_worker"],
                     stdin=msgspec.json.encode(order).decode(), cgroup_parent=settings.cgroup.parent, limits=self._limits,
-                    grace_s=self._grace_s,
                 ),
                 folder,
             )  # fmt: skip
@@ -154,6 +150,8 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
             giving_up.cancel()
         worker = folder.worker()
         if answer != b"\n" or worker is None:
+            if worker is not None:
+                worker.process.send(signal.SIGKILL)  # a keeper that was given up may have come so far: the run counts as failed
             raise ExecutorError(
                 f"The worker of run {order.run_id} was not started: {answer.decode(errors='replace').strip() or 'its keeper ended'}",
                 "See: forge doctor",
@@ -171,9 +169,9 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
-        self._instance.report_run_canceling(run)
         engine = Engine(load_settings())
         worker = WorkerFolder(engine.settings.workers_dir, run_id).worker()
+        self._instance.report_run_canceling(run)
         if worker is None or not worker.process.is_alive:
             cancel_run(engine, run_id)
             self._instance.report_run_canceled(run, message="It had no worker any more. Its executions are ended.")
@@ -184,12 +182,14 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
 
     def _see_it_end(self, engine: Engine, run_id: str, worker: Worker) -> None:
         """A worker that had to be killed can neither end its executions nor say that its run was canceled."""
-        if not worker.process.wait(self._grace_s + _AFTER_GRACE_S):
-            worker.process.send(9)  # one without a keeper
+        if not worker.process.wait(self._limits.grace_s + _AFTER_GRACE_S):
+            worker.process.send(signal.SIGKILL)  # one without a keeper
         cancel_run(engine, run_id)
         run = self._instance.get_run_by_id(run_id)
         if run is not None and not run.is_finished:
-            self._instance.report_run_canceled(run, message="Its worker did not end within its grace, and was killed.")
+            self._instance.report_run_canceled(
+                run, message="Its worker ended, or was killed, before it could say that it was canceled."
+            )
 
     # -- looking --------------------------------------------------------------------------------------------------------
 

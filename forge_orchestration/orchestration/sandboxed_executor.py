@@ -169,20 +169,31 @@ class _Steps:
         try:
             key, news = self._news.get(timeout=_LOOK_S if self._threads else _IDLE_S)
         except queue.Empty:
+            self._miss_dead_threads()
             return
         if isinstance(news, BaseException):
             self._unexpected = self._unexpected or news
         elif news is None:
-            self._threads.pop(key).join()
-            if (end := self._ends.pop(key, None)) is not None:
-                self._active.handle_event(end)
-            self._active.verify_complete(self._context, key)
+            self._see_end(key)
         else:
             yield news
             if news.is_step_failure or news.is_step_success or news.is_step_up_for_retry:
                 self._ends[key] = news  # its hooks come first, then what depends on it, or itself again
             else:
                 self._active.handle_event(news)
+
+    def _see_end(self, key: str) -> None:
+        self._threads.pop(key).join()
+        if (end := self._ends.pop(key, None)) is not None:
+            self._active.handle_event(end)
+        self._active.verify_complete(self._context, key)
+
+    def _miss_dead_threads(self) -> None:
+        """A thread that could not even say that it has ended would be waited for without end."""
+        dead = [key for key, thread in self._threads.items() if not thread.is_alive()]
+        if dead and self._news.empty():  # what it had said was heard: the dead say nothing more
+            for key in dead:
+                self._see_end(key)
 
     def _work(self, step_context: StepExecutionContext, place: StepThread) -> None:
         """One step, on a thread of its own."""
@@ -204,18 +215,22 @@ class _Steps:
             elif step_context.raise_on_error:
                 self._news.put((key, error))
         finally:
-            loop.close()
             try:
+                loop.close()
                 place.logs.complete()
-            except OSError as error:
+            except Exception as error:  # of whatever keeps Dagster's logs: the execution has its own
                 step_context.log.warning(f"The log of {key} cannot be completed: {error}.")
-            self._news.put((key, None))
+            finally:
+                self._news.put((key, None))
 
     def _interrupt(self) -> Iterator[dg.DagsterEvent]:
         self._active.mark_interrupted()
         yield dg.DagsterEvent.engine_event(
             self._context, "The run is interrupted: its executions are ended.", EngineEventData.interrupted(list(self._threads))
         )
+        self._ask_threads_to_end()
+
+    def _ask_threads_to_end(self) -> None:
         self._cancel.set()
         for key, thread in self._threads.items():
             definition = self._context.job_def.get_node(self._active.get_step_by_key(key).node_handle).definition
@@ -226,7 +241,7 @@ class _Steps:
 
     def _end_all(self) -> None:
         """What runs has nobody any more who would hear of it: Dagster's own state machine or storage failed."""
-        self._cancel.set()
+        self._ask_threads_to_end()
         for thread in self._threads.values():
             thread.join()
 

@@ -3,7 +3,7 @@
 The body of an ordinary op would run beside the Dagster instance and its secrets, with no limit and no sandbox.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -49,7 +49,7 @@ def _is_trusted(node: OpNode) -> bool:
     return node.tags.get(TRUSTED_TAG) == "true" or is_backed(node.definition)
 
 
-def _op_nodes(nodes: "Iterator[Node] | Any") -> Iterator[OpNode]:
+def _op_nodes(nodes: Iterable[Node]) -> Iterator[OpNode]:
     for node in nodes:
         if isinstance(node, GraphNode):
             yield from _op_nodes(node.definition.node_dict.values())

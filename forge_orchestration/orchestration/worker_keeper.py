@@ -36,7 +36,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         command: The worker's.
         stdin: What it reads. Not an argument: those are seen by every user of the host.
         cgroup_parent: As the settings have it.
-        grace_s: From the request to end (SIGTERM to the keeper) until the group is killed.
+        limits: Its grace is from the request to end (SIGTERM to the keeper) until the group is killed.
     """
 
     workers_dir: str
@@ -45,7 +45,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     stdin: str
     cgroup_parent: str
     limits: Limits
-    grace_s: float
 
 
 def keep(order: Order) -> None:
@@ -71,7 +70,7 @@ def keep(order: Order) -> None:
         group.remove()
         raise
     _answer("")
-    killed_after_s = _wait(pid, asked, wakeup, group, order.grace_s)
+    killed_after_s = _wait(pid, asked, wakeup, group, order.limits.grace_s)
     exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     counters = group.counters()
     group.end()  # what the worker started and left

@@ -1,4 +1,5 @@
-"""Dagster's processes killed at random moments: its monitor and our sensor alone then bring executions and runs to their end.
+"""Dagster's processes killed at random moments: its monitor and our sensor then bring executions and runs to their end, and `forge gc`
+removes what the host still holds.
 
 Each round prints its seed; `FORGE_FAULT_SEED=123` plays that one instead of one at random.
 """

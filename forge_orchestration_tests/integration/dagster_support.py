@@ -43,6 +43,8 @@ class Deployment:
         self.analyses = folder / "analyses"
         self.analyses.mkdir()
         self.home.mkdir(mode=0o700)
+        self._temporary = folder / "tmp"  # Dagster's servers that are killed leave their sockets in it
+        self._temporary.mkdir()
         (self.home / "settings.toml").write_text(f'analysis_folders = ["{self.analyses}"]\n{settings}')
 
     def add_analysis(self, name: str, script: str = "", definition: str = "", command: str = "[python, run.py]") -> None:
@@ -58,7 +60,13 @@ class Deployment:
         """Of Dagster commands."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "FORGE_"))}
         path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**kept, "FORGE_HOME": str(self.home), "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+        return {
+            **kept,
+            "FORGE_HOME": str(self.home),
+            "TMPDIR": str(self._temporary),
+            "PYTHONPATH": path,
+            "PYTHONWARNINGS": "ignore",
+        }
 
     def build_runtime(self) -> None:
         """Build `forge-python`, the one runtime that these tests need."""

@@ -16,12 +16,15 @@ from forge_orchestration.executions.folder import ExecutionFolder, new_execution
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.operations.workers import Worker, WorkerFolder
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
 from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.settings import Settings, load_settings
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
 DEAD = (2**22 + 5, 17)
+GONE = ProcessIdentity(pid=DEAD[0], start_time=DEAD[1], boot_id=linux.boot_id())
 ALIVE = (os.getpid(), linux.start_time(os.getpid()) or 0)
 
 
@@ -140,3 +143,36 @@ def test_a_run_whose_process_lives_or_is_another_than_its_executions_goes_on(set
         begun(settings, store, DEAD, elsewhere)  # a step in a process of its own, which may be tried again
         tick(settings, instance)
         assert {status(instance, run_id) for run_id in (lives, elsewhere, unknown)} == {dg.DagsterRunStatus.STARTED}
+
+
+def test_a_run_of_which_nothing_can_be_told_keeps_no_other_from_its_end(settings: Settings, store: Store) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        torn, lost = started_run(instance, ALIVE[0]), started_run(instance, ALIVE[0])
+        folder = WorkerFolder(settings.workers_dir, torn)
+        folder.make()
+        (folder.path / "worker.json").write_text("{")
+        WorkerFolder(settings.workers_dir, lost).began(Worker(process=GONE))
+        assert tick(settings, instance).cursor
+        assert status(instance, torn) is dg.DagsterRunStatus.STARTED
+        assert status(instance, lost) is dg.DagsterRunStatus.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("was", "monitored", "becomes"),
+    [
+        (dg.DagsterRunStatus.STARTED, True, dg.DagsterRunStatus.STARTED),
+        (dg.DagsterRunStatus.STARTED, False, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterRunStatus.STARTING, True, dg.DagsterRunStatus.FAILURE),
+        (dg.DagsterRunStatus.CANCELING, True, dg.DagsterRunStatus.CANCELED),
+    ],
+)
+def test_a_launched_run_is_the_monitors_once_it_has_started(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, was: dg.DagsterRunStatus, monitored: bool, becomes: dg.DagsterRunStatus
+) -> None:
+    """Whatever it has left of its attempts: it may be starting the last one at this moment."""
+    monkeypatch.setattr(dg.DagsterInstance, "run_monitoring_enabled", property(lambda _: monitored))
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_id = started_run(instance, ALIVE[0], was)
+        WorkerFolder(settings.workers_dir, run_id).began(Worker(process=GONE, keeper=GONE))
+        tick(settings, instance)
+        assert status(instance, run_id) is becomes

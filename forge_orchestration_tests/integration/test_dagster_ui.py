@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from forge_orchestration_tests.integration.dagster_support import (
+    REPOSITORY,
+    RUN_S,
     Deployment,
     Webserver,
     processes_in_cgroup,
@@ -220,3 +223,23 @@ def test_output_and_messages_are_live_and_terminate_ends_the_sandbox(
     assert record["status"] == "canceled"
     assert record["end_reason"] == "canceled"
     assert any(record["message"] in (event.get("message") or "") for event in webserver.events(run_id))
+
+
+def test_a_run_of_the_command_line_is_terminated_from_the_ui(deployment: Deployment, webserver: Webserver) -> None:
+    before = webserver.run_ids()
+    command = subprocess.Popen(
+        deployment.job_command("patient"), cwd=REPOSITORY, env=deployment.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for("the analysis", lambda: processes_with(MARK))
+        (run_id,) = webserver.run_ids() - before
+        assert webserver.terminate(run_id) == "TerminateRunSuccess"
+        assert webserver.wait(run_id) == "CANCELED"
+        assert command.wait(RUN_S) != 0
+    finally:
+        command.kill()
+        command.wait()
+    record = deployment.record_of_run(run_id)
+    assert (record["status"], record["end_reason"]) == ("canceled", "canceled")
+    assert processes_with(MARK) == []

@@ -100,7 +100,6 @@ def launched(
     worker.write_text(f"#!{sys.executable}\nimport sys\nORDER = sys.stdin.read()\n{textwrap.dedent(script)}\n")
     worker.chmod(0o755)
     origin = SimpleNamespace(executable_path=str(worker))
-    monkeypatch.setattr(type(run), "job_code_origin", origin, raising=False)
     stand_in = SimpleNamespace(run_id=run.run_id, job_code_origin=origin, job_name=run.job_name, dagster_run=run)
     monkeypatch.setattr(launcher, "_report", lambda _run, message: launcher._instance.report_engine_event(message, run))
     launcher._start(stand_in, resume=resume)  # type: ignore[arg-type]
@@ -320,6 +319,24 @@ def test_a_worker_goes_on_without_its_keeper_and_can_still_be_ended(
     wait_until("nothing left", lambda: leftovers(settings.home) == [])
 
 
+def test_a_torn_file_of_one_run_is_told_and_the_groups_of_others_go(
+    settings: Settings, instance: dg.DagsterInstance, launcher: SandboxRunLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(instance)
+    launched(launcher, run, tmp_path, monkeypatch, "import time; time.sleep(600)")
+    worker, folder = worker_of(settings, run.run_id), WorkerFolder(settings.workers_dir, run.run_id)
+    assert worker.keeper is not None
+    os.kill(worker.keeper.pid, signal.SIGKILL)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    wait_until("their end", lambda: not worker.process.is_alive and not worker.keeper.is_alive)  # type: ignore[union-attr]
+    (folder.path / "worker.json").write_text("{")
+    report = reconcile(Engine(settings))
+    assert report.removed == [] and len(report.problems) == 1 and run.run_id in report.problems[0]
+    folder.began(worker)
+    assert reconcile(Engine(settings)).removed == [f"group of the worker of run {run.run_id}"]
+    wait_until("nothing left", lambda: leftovers(settings.home) == [])
+
+
 def test_an_interpreter_that_is_not_there_is_told(
     settings: Settings, instance: dg.DagsterInstance, launcher: SandboxRunLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +359,10 @@ def test_what_is_not_ours_is_not_resumed(settings: Settings, instance: dg.Dagste
         launcher._start(stand_in, resume=True)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("config", [{"memory": "much"}, {"memory": "-1GiB"}, {"grace": "soon"}])
-def test_a_wrong_budget_is_refused(config: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [{"memory": "much"}, {"memory": "-1GiB"}, {"memory": "1KiB"}, {"grace": "soon"}, {"pids": 0}, {"pids": -5}, {"cpus": 0.0}],
+)
+def test_a_wrong_budget_is_refused(config: dict[str, object]) -> None:
     with pytest.raises(ForgeError, match=r"run_launcher in dagster\.yaml"):
         SandboxRunLauncher(None, **config)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
+from forge_orchestration.orchestration.captured_logs import CapturedLogs
 from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
 from forge_orchestration.orchestration.trust import TRUSTED, TRUSTED_TAG
 from forge_orchestration_tests.conftest import wait_until
@@ -404,3 +405,22 @@ def test_the_thread_of_a_step_is_gone_when_its_run_has_ended(instance: dg.Dagste
     before = set(threading.enumerate())
     run(instance, fan_in.to_job(executor_def=sandboxed_executor))
     wait_until("the end of the steps' threads", lambda: not {t for t in set(threading.enumerate()) - before if "step" in t.name})
+
+
+def test_a_log_that_cannot_be_kept_does_not_leave_the_run_waiting(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: CapturedLogs) -> None:
+        raise RuntimeError("the bucket of the logs is gone")
+
+    monkeypatch.setattr(CapturedLogs, "complete", fails)
+    ended = run(instance, fan_in.to_job(executor_def=sandboxed_executor))
+    assert ended.status is dg.DagsterRunStatus.SUCCESS
+    assert any("the bucket of the logs is gone" in entry.user_message for entry in instance.all_logs(ended.run_id))
+
+
+def test_a_thread_that_dies_without_a_word_is_missed(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge_orchestration.orchestration.sandboxed_executor._Steps._work", lambda *_: None)
+    ended = run(instance, chain.to_job(executor_def=sandboxed_executor))
+    assert ended.status is dg.DagsterRunStatus.FAILURE
+    assert any("finished without success or failure" in entry.user_message for entry in instance.all_logs(ended.run_id))
