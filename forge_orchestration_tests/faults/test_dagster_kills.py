@@ -88,7 +88,7 @@ def play(deployment: Deployment, instance: dg.DagsterInstance, seed: int) -> int
     print(f"seed {seed}: kill {drawn}", flush=True)
     hits: list[str] = []
     with deployment.daemon() as daemon, deployment.webserver() as server:
-        runs = [server.start_assets("patient", *STEPS[:2]), server.start_assets(*STEPS[:4])]
+        runs = [server.start_assets("patient", *STEPS[:2]), server.start_assets(*STEPS)]
         for run_id in runs:  # a worker that is killed before it has begun fails its run
             wait_for("a step", lambda run_id=run_id: instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START))  # type: ignore[misc]
         for kind, after_s, which in drawn:
@@ -148,8 +148,11 @@ def seeds() -> list[int]:
 
 @pytest.mark.timeout(600)
 def test_one_round(deployment: Deployment, instance: dg.DagsterInstance) -> None:
-    for seed in seeds():
-        play(deployment, instance, seed)
+    if "FORGE_FAULT_SEED" in os.environ:
+        play(deployment, instance, seeds()[0])
+        return
+    while not play(deployment, instance, seeds()[0]):  # a round in which nobody was hit shows nothing
+        pass
 
 
 @pytest.mark.slow
