@@ -127,8 +127,9 @@ def judge(deployment: Deployment, instance: dg.DagsterInstance, runs: list[str],
 
 
 def see_nothing_left(deployment: Deployment) -> None:
-    """Once Dagster's own processes are gone."""
+    """Once Dagster's own processes are gone: a worker ends a moment after its run, and one whose keeper was killed leaves its group."""
     engine = Engine(load_settings(deployment.home))
+    wait_until("every worker's end", lambda: not any(_workers_alive(engine.settings.workers_dir)))
     report = reconcile(engine)
     # a trial of the health sensor may be there, alive, or cut short by the daemon's own end, and that one is gone for good
     assert report.problems == [] and report.closed == [] and report.alive <= 1, report
@@ -136,8 +137,16 @@ def see_nothing_left(deployment: Deployment) -> None:
     assert alive <= {TRIAL}, alive
     rows = {str(row["execution_id"]): row["status"] for row in engine.store.list(limit=10_000)}
     assert rows == {record["execution_id"]: record["status"] for record in deployment.records()}
-    wait_until("nothing left", lambda: leftovers(deployment.home) == [])
+    with suppress(AssertionError):  # the next line says what is left
+        wait_until("nothing left", lambda: leftovers(deployment.home) == [])
+    assert leftovers(deployment.home) == []
     assert reconcile(engine) == Reconciled()
+
+
+def _workers_alive(workers_dir: Path) -> Iterator[bool]:
+    for folder in workers_dir.iterdir():
+        worker = WorkerFolder(workers_dir, folder.name).worker()
+        yield worker is not None and worker.process.is_alive
 
 
 def seeds() -> list[int]:
