@@ -43,11 +43,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[dg.AssetsDefinition]:
     """An asset for each folder; one that cannot be used is shown as such, and the others are there all the same."""
     assets: list[dg.AssetsDefinition] = []
-    taken = set(folders)
+    taken, executors = set(folders), executor_names()
     for name, folder in folders.items():
         try:
             _check_name(name, folders)
-            assets.append(analysis_asset(with_rules(read_definition(folder), settings), settings, runtimes, executor_names()))
+            assets.append(analysis_asset(with_rules(read_definition(folder), settings), settings, runtimes, executors))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
             _log.warning("An analysis cannot be used: %s", told)

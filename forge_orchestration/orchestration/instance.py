@@ -14,6 +14,7 @@ from dagster._serdes import ConfigurableClassData
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.operations.workers import WorkerFolder
+from forge_orchestration.orchestration import sqlite_storage
 from forge_orchestration.settings import load_settings, make_home
 
 LOG_POLL_S = 0.3
@@ -56,4 +57,10 @@ class ForgeInstance(dg.DagsterInstance):
         logs = defaults["compute_logs"]
         assert logs is not None
         config = json.dumps({**logs.config_dict, "polling_timeout": LOG_POLL_S})  # JSON is YAML
-        return {**defaults, "compute_logs": logs._replace(config_yaml=config)}
+        storage = defaults["storage"]
+        assert storage is not None
+        return {
+            **defaults,
+            "compute_logs": logs._replace(config_yaml=config),
+            "storage": storage._replace(module_name=sqlite_storage.__name__, class_name=sqlite_storage.OpenSqliteStorage.__name__),
+        }
