@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
+from forge_orchestration.executions import upstream
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
 from forge_orchestration.executions.store import Store
@@ -176,11 +177,14 @@ class Engine:
         if spec.folder is not None:
             from forge_orchestration.executions.code import check_code  # a bare command need not wait for what it loads
 
-            check_code(Path(spec.folder))
+            check_code(Path(spec.folder), spec.files)
         return chosen, tuple(
-            resolve_input(name, source, self.settings, chosen.site_packages, self.store, spec.folder)
+            resolve_input(name, self._pinned(source, spec), self.settings, chosen.site_packages, self.store, spec.folder)
             for name, source in spec.inputs.items()
         )
+
+    def _pinned(self, source: str, spec: AnalysisSpec) -> str:
+        return upstream.pinned(source, self.store, self.settings.executions_dir, spec.dagster_run_id)
 
     def _enter(self, admission: Admission, spec: AnalysisSpec, folder: ExecutionFolder, wait_for_room: bool) -> str:
         """Claim a place; returns what it waits for, if it has to."""
@@ -258,7 +262,7 @@ class Engine:
             if spec.folder is not None:
                 from forge_orchestration.executions.code import snapshot_code
 
-                code = snapshot_code(Path(spec.folder), folder.analysis)
+                code = snapshot_code(Path(spec.folder), folder.analysis, spec.files, is_function=bool(spec.function))
             record = msgspec.structs.replace(record, code=code)
             folder.write_record(record)
         except BaseException as error:

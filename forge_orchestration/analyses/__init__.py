@@ -88,7 +88,7 @@ def read_definition(folder: Path) -> AnalysisDefinition:
         raw = _load_yaml(path)
         if not isinstance(raw, dict):
             raise ValueError("it must be a mapping of keys")
-        for key in ("name", "folder", "runtime_chosen_by"):  # not a person's to write
+        for key in ("name", "folder", "files", "function", "runtime_chosen_by"):  # not a person's to write
             if key in raw:
                 raise ValueError(f"Object contains unknown field `{key}`")
         chosen_by = "analysis" if "runtime" in raw else "default"
@@ -98,11 +98,7 @@ def read_definition(folder: Path) -> AnalysisDefinition:
         raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
         raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
-    if not _NAME.fullmatch(folder.name):
-        raise SpecError(
-            f"'{folder.name}' cannot be an analysis' name.", "Name the folder with letters, digits and '_', a letter first."
-        )
-    _check(definition, path)
+    check_definition(definition, str(path))
     return definition
 
 
@@ -125,24 +121,34 @@ def _load_yaml(path: Path) -> object:
         raise ValueError(str(error)) from error
 
 
-def _check(content: AnalysisDefinition, path: Path) -> None:
-    check_command(content.command, str(path))
+def check_definition(content: AnalysisDefinition, path: str) -> None:
+    """Refuse what can never be run.
+
+    Args:
+        path: Where it is written.
+
+    Raises:
+        SpecError: One sentence: where, what, and what it should be.
+    """
+    if not _NAME.fullmatch(content.name):
+        raise SpecError(f"'{content.name}' cannot be an analysis' name.", "Name it with letters, digits and '_', a letter first.")
+    check_command(content.command, path)
     if not all(content.command):
         raise SpecError(f"The command in {path} has an empty word.", "Write it as a list: [python, script.py].")
     for name in content.inputs:
-        check_input_name(name, str(path))
+        check_input_name(name, path)
     for name, param in content.params.items():
         if param.type not in _TYPES:
             raise SpecError(f"Parameter '{name}' in {path} has type '{param.type}'.", f"The types are: {', '.join(_TYPES)}.")
         if param.default is not None:
-            checked_param(name, param, param.default, str(path))
-    check_environment(content.env, str(path))
+            checked_param(name, param, param.default, path)
+    check_environment(content.env, path)
     check_count("threads", content.threads, 1)
     check_count("seed", content.seed, 0)
     check_priority(content.priority)
     for name, pattern in content.outputs.items():
         check_output_pattern(pattern, f"output '{name}' in {path}")
-    updated_limits(Limits(), content.limits, str(path))
+    updated_limits(Limits(), content.limits, path)
 
 
 def checked_param(name: str, param: Param, value: object, where: str) -> ParamValue:
@@ -254,6 +260,8 @@ def spec_from_definition(
         name=definition.name,
         command=tuple(_inside(word, definition.folder) for word in definition.command),
         folder=definition.folder,
+        files=definition.files,
+        function=definition.function,
         group=definition.group,
         tags=definition.tags,
         runtime=runtime,

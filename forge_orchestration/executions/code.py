@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,15 +20,22 @@ _MAX_BYTES = 64 * 2**20
 _LEFT_OUT = frozenset({"__pycache__", ".git", ".ipynb_checkpoints"})
 
 
-def check_code(folder: Path) -> None:
+CALLED_BY = "forge_call.py"
+"""Among the files of an analysis that is a Python function: what calls it."""
+
+
+def check_code(folder: Path, only: Sequence[str] = ()) -> None:
     """Refuse a folder that holds data rather than code.
+
+    Args:
+        only: Names of the files and folders in it that are meant; none: all.
 
     Raises:
         SpecError: It is too large, or cannot be read.
     """
     if not folder.is_dir():
         raise SpecError(f"The analysis' folder {folder} is not there.")
-    files = _files(folder)
+    files = _files(folder, only)
     if unreadable := next((path for path in files if not os.access(path, os.R_OK)), None):
         raise SpecError(f"The analysis' file {unreadable} cannot be read.", "Let this user read it, or move it out of the folder.")
     total = sum(path.stat().st_size for path in files)
@@ -38,14 +46,21 @@ def check_code(folder: Path) -> None:
         )
 
 
-def snapshot_code(folder: Path, target: Path) -> CodeFacts:
-    """Copy the plain files of `folder` to `target`, readable by every user, and say what they are."""
+def snapshot_code(folder: Path, target: Path, only: Sequence[str] = (), *, is_function: bool = False) -> CodeFacts:
+    """Copy the plain files of `folder` to `target`, readable by every user, and say what they are.
+
+    Args:
+        only: Names of the files and folders in it that are meant; none: all.
+        is_function: Whether what calls a function comes with them.
+    """
     digest = hashlib.sha256()
     copied: dict[bytes, Path] = {}
     target.mkdir(mode=0o755)
     os.chmod(target, 0o755)  # whatever the umask
-    for path in _files(folder):
-        relative = path.relative_to(folder)
+    sources = [(path, path.relative_to(folder)) for path in _files(folder, only)]
+    if is_function:
+        sources.append((Path(__file__).with_name("call_function.py"), Path(CALLED_BY)))
+    for path, relative in sources:
         copy = target / relative
         for parent in reversed(copy.relative_to(target).parents[:-1]):
             (target / parent).mkdir(exist_ok=True)
@@ -55,8 +70,9 @@ def snapshot_code(folder: Path, target: Path) -> CodeFacts:
         with open(copy, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(msgspec.json.encode([os.fsencode(relative).hex(), content]))
-        copied[os.fsencode(relative)] = copy
-    commit, dirty = _git(folder, copied)
+        if relative.name != CALLED_BY or not is_function:
+            copied[os.fsencode(relative)] = copy
+    commit, dirty = _git(folder, copied, only)
     return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty)
 
 
@@ -65,15 +81,17 @@ def is_code(path: Path, folder: Path) -> bool:
     return path.is_file() and path.is_relative_to(folder) and not _LEFT_OUT & set(path.relative_to(folder).parts)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, only: Sequence[str] = ()) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):
+        if only and root == str(folder):
+            folders[:], files = [name for name in folders if name in only], [name for name in files if name in only]
         folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
         found += [path for name in sorted(files) if (path := Path(root, name)).is_file() and not path.is_symlink()]
     return found
 
 
-def _git(folder: Path, copied: dict[bytes, Path]) -> tuple[str | None, bool | None]:
+def _git(folder: Path, copied: dict[bytes, Path], only: Sequence[str]) -> tuple[str | None, bool | None]:
     """Commit of the repository that holds `folder`, and whether `copied` differs from it; nothing where git knows nothing.
 
     The folder is not trusted, and neither is its repository: `git status` would run what its configuration names (monitors,
@@ -87,7 +105,10 @@ def _git(folder: Path, copied: dict[bytes, Path]) -> tuple[str | None, bool | No
         committed: dict[bytes, str] = {}
         for line in _run_git(folder, "ls-tree", "-r", "-z", "HEAD").split(b"\0"):
             facts, _, path = line.partition(b"\t")
-            if facts.startswith(b"100") and not _LEFT_OUT & set(os.fsdecode(path).split("/")):  # plain files, as they are copied
+            parts = os.fsdecode(path).split("/")
+            if (
+                facts.startswith(b"100") and not _LEFT_OUT & set(parts) and (not only or parts[0] in only)
+            ):  # plain files, as they are copied
                 committed[path] = facts.split()[2].decode()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None, None

@@ -13,8 +13,9 @@ from typing import Protocol
 import msgspec
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions import upstream
 from forge_orchestration.executions.openat2 import open_without_links
-from forge_orchestration.model.record import InputFacts
+from forge_orchestration.model.record import InputFacts, OutputFacts
 from forge_orchestration.settings import Settings
 
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
@@ -63,7 +64,7 @@ def resolve_input(
     """Check one input and compute its digest.
 
     Args:
-        source: A path, or `package://NAME/PATH` for a file in the runtime.
+        source: A path, `package://NAME/PATH` for a file in the runtime, or `execution://ID/PATH` for an output that was collected.
         site_packages: Where the runtime's packages lie; None if it has none of Python's.
         analysis_folder: Where the analysis' own files lie, which may be inputs wherever that is: they are copied for it anyway.
 
@@ -73,12 +74,18 @@ def resolve_input(
     check_input_name(name, "the request")
     if not source or "\0" in source:
         raise SpecError(f"Input '{name}' has no path.", "Write it as NAME=PATH.")
+    expected: OutputFacts | None = None
     in_package = source.startswith(_PACKAGE)
     if in_package and site_packages is None:
         raise SpecError(f"Input '{name}' ({source}) cannot be had: the runtime has no Python packages.", "Name a path.")
-    if in_package and site_packages is not None:
+    if source.startswith(upstream.EXECUTION):
+        file, expected = upstream.collected(source, settings.executions_dir)
+        path = Path(os.path.realpath(file))
+        roots: tuple[Path, ...] = (Path(os.path.realpath(settings.executions_dir)),)
+        where, hint = "the outputs of executions", ""
+    elif in_package and site_packages is not None:
         path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
-        roots: tuple[Path, ...] = (Path(os.path.realpath(site_packages)),)
+        roots = (Path(os.path.realpath(site_packages)),)
         where, hint = "the runtime's packages", "Name a file or folder of a package."
     else:
         path = Path(os.path.realpath(os.path.expanduser(source)))
@@ -109,6 +116,11 @@ def resolve_input(
             raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
     finally:
         os.close(fd)
+    if expected is not None and digest != expected.sha256:
+        raise SpecError(
+            f"Input '{name}' ({source}) is no longer what was collected: its sha256 is {digest}, and was {expected.sha256}.",
+            "Run that execution's analysis again.",
+        )
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
     return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
 

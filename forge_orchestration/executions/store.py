@@ -188,6 +188,15 @@ class Store:
         query = "SELECT execution_id FROM executions WHERE dagster_run_id = ? AND removed = 0 ORDER BY queued_at DESC, execution_id DESC"
         return [row[0] for row in self.read(query, (dagster_run_id,))]
 
+    def latest_success(self, analysis: str, dagster_run_id: str | None) -> str | None:
+        """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None."""
+        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0"
+        values: tuple[str, ...] = (analysis, Status.SUCCEEDED)
+        if dagster_run_id is not None:
+            query, values = f"{query} AND dagster_run_id = ?", (*values, dagster_run_id)
+        found = self.read(f"{query} ORDER BY ended_at DESC, execution_id DESC LIMIT 1", values)
+        return str(found[0][0]) if found else None
+
     def digest(self, facts: os.stat_result) -> str | None:
         """The digest of a file that has not changed since it was kept, by device, inode, size and both times."""
         query = "SELECT sha256 FROM file_digests WHERE device = ? AND inode = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ?"

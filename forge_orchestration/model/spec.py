@@ -25,7 +25,9 @@ class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where an input comes from: a path, or `package://NAME/PATH` for a file inside the runtime."""
+    """Where an input comes from: a path, `package://NAME/PATH` for a file inside the runtime, or `asset://NAME/OUTPUT` for
+    an output of another analysis.
+    """
 
     path: str
     description: str = ""
@@ -35,12 +37,15 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
 
-    `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`.
+    `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
+    that are meant, if not all. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
 
     name: str
     folder: str
     command: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    function: str = ""
     description: str = ""
     group: str = "default"
     tags: tuple[str, ...] = ()
@@ -64,7 +69,9 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         name: Name of the analysis, or `exec` for a bare command.
         command: Program and arguments; a relative file is looked for in the analysis' folder.
         folder: The analysis' own files, absolute; None for a bare command.
-        inputs: Path (or `package://…`) on the host by input name.
+        files: Those in the folder that are meant; none: all.
+        function: `module:qualified.name` of the Python function that is called; empty for what has a command.
+        inputs: Path on the host, or `package://…`, `asset://…`, `execution://…`, by input name.
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
         group: Group of the analysis and, beside it, its tags: what a deployment's settings may pick it by.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
@@ -75,6 +82,8 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     command: tuple[str, ...]
     folder: str | None = None
+    files: tuple[str, ...] = ()
+    function: str = ""
     group: str = ""
     tags: tuple[str, ...] = ()
     runtime: str = DEFAULT_RUNTIME

@@ -11,10 +11,11 @@ import dagster as dg
 from forge_orchestration.analyses import effective_limits
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.messages import printable
+from forge_orchestration.executions.upstream import ASSET
 from forge_orchestration.model.limits import check_limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.op_config import config_schema, describe_param
-from forge_orchestration.orchestration.step import failure_of, run_step
+from forge_orchestration.orchestration.step import failure_of, materialize
 from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.settings import Settings
 
@@ -27,22 +28,40 @@ def analysis_asset(
     Raises:
         ForgeError: The definition cannot become a runnable asset; the sentence says why.
     """
-    limits = effective_limits(definition, settings, definition.runtime)
-    check_limits(limits, settings.maximum)
-    schema = config_schema(definition, limits, settings.maximum, runtimes, executors)
+    schema = schema_of(definition, settings, runtimes, executors)
 
     def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        return run_step(context, definition, settings)
+        return materialize(context, definition, settings)
 
     return _asset(
         definition.name,
         run,
         group=definition.group,
-        description=_description(definition, limits_as_written(limits)),
+        description=described(definition, settings),
         kinds={"forge", _safe(definition.command[0].rsplit("/", 1)[-1])},
         tags={"forge/runtime": definition.runtime} | {_safe(tag): "" for tag in definition.tags},
         schema=schema,
+        deps=upstream_assets(definition),
     )
+
+
+def schema_of(
+    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
+) -> dict[str, dg.Field]:
+    """The config of an analysis' op.
+
+    Raises:
+        ForgeError: The definition cannot become a runnable op; the sentence says why.
+    """
+    limits = effective_limits(definition, settings, definition.runtime)
+    check_limits(limits, settings.maximum)
+    return config_schema(definition, limits, settings.maximum, runtimes, executors)
+
+
+def upstream_assets(definition: AnalysisDefinition) -> list[str]:
+    """Names of the analyses whose outputs it reads."""
+    sources = [source.path for source in definition.inputs.values() if source.path.startswith(ASSET)]
+    return list(dict.fromkeys(source.removeprefix(ASSET).partition("/")[0] for source in sources))
 
 
 def broken_asset(name: str, error: ForgeError) -> dg.AssetsDefinition:
@@ -64,8 +83,9 @@ def _asset(
     kinds: set[str],
     tags: dict[str, str],
     schema: dict[str, dg.Field],
+    deps: Sequence[str] = (),
 ) -> dg.AssetsDefinition:
-    spec = dg.AssetSpec([name], group_name=_safe(group), description=description, kinds=kinds, tags=tags)
+    spec = dg.AssetSpec([name], deps=deps, group_name=_safe(group), description=description, kinds=kinds, tags=tags)
     return dg.multi_asset(name=op_name(name), specs=[spec], description=description, config_schema=schema)(runs_in_sandbox(run))
 
 
@@ -87,11 +107,15 @@ def _safe(name: str) -> str:
     return re.sub(r"\W", "_", name, flags=re.ASCII)[:60] or "default"
 
 
-def _description(definition: AnalysisDefinition, limits: dict[str, object]) -> str:
-    """Markdown for the asset's page: what goes in, what comes out, what may be changed."""
+def described(definition: AnalysisDefinition, settings: Settings) -> str:
+    """Markdown for its page: what goes in, what comes out, what may be changed."""
+    limits = limits_as_written(effective_limits(definition, settings, definition.runtime))
     parts = [definition.description or "(no description)"]
     if definition.inputs:
-        parts.append(_rows("Input", "From", {name: f"`{source.path}`" for name, source in definition.inputs.items()}))
+        rows = {
+            name: " ".join(filter(None, [f"`{source.path}`", source.description])) for name, source in definition.inputs.items()
+        }
+        parts.append(_rows("Input", "From", rows))
     if definition.outputs:
         parts.append(_rows("Output", "File", {name: f"`{pattern}`" for name, pattern in definition.outputs.items()}))
     if definition.params:

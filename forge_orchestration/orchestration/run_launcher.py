@@ -116,6 +116,11 @@ class SandboxRunLauncher(RunLauncher, ConfigurableClass):
                 return
             if resume and before is not None and before.keeper is None:
                 raise ExecutorError("The command that executed this run was killed.", "Launch it again.")
+            if before is not None and before.keeper is not None and not before.keeper.wait(_START_S):
+                # it is writing down that worker's end, and ends what is left in the group that the next one will be in
+                raise ExecutorError(
+                    f"The last worker of run {run.run_id} has ended, and its keeper (pid {before.keeper.pid}) has not."
+                )
             order = RunOrder(run_id=run.run_id, instance_ref=serialize_value(self._instance.get_ref()), resume=resume)
             worker = self._have_kept(
                 settings,

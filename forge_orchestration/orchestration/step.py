@@ -3,8 +3,9 @@
 import _thread
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 
 import dagster as dg
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from forge_orchestration.analyses import spec_from_definition
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec
@@ -28,30 +30,49 @@ TRANSIENT_RETRIES = 3
 TRANSIENT_WAIT_S = 10
 
 
-def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, settings: Settings) -> dg.MaterializeResult[None]:
-    """Run an analysis as this step.
+def materialize(
+    context: dg.AssetExecutionContext, definition: AnalysisDefinition, settings: Settings
+) -> dg.MaterializeResult[None]:
+    """Run an analysis as this step, the step of an asset; raises what `run_analysis` does."""
+    record = run_analysis(context.op_execution_context, definition, settings)
+    return dg.MaterializeResult(
+        metadata={**record_metadata(record), **output_previews(record)},
+        data_version=dg.DataVersion(data_version(record)),
+        tags={"forge/execution_id": record.execution_id},
+    )
+
+
+def run_analysis(
+    context: dg.OpExecutionContext, definition: AnalysisDefinition, settings: Settings, inputs: Mapping[str, str] | None = None
+) -> ExecutionRecord:
+    """Run an analysis as this step, and return the record of its success.
+
+    Args:
+        inputs: Sources by name, instead of the definition's.
 
     Raises:
         Failure: The analysis failed, or it could not be started: one sentence, never tried again by itself.
         RetryRequested: A backend did not answer; Dagster will try again.
         DagsterExecutionInterruptedError: The run was terminated, and the sandbox has ended.
     """
-    step = context.op_execution_context
-    key = step.get_step_execution_context().step.key
+    key = context.get_step_execution_context().step.key
     thread = step_thread.current()
     log = RunLog(context.log, thread.logs if thread is not None else None)
     try:
         spec = spec_from_definition(
             definition,
             settings,
-            **spec_arguments(step.op_config, definition),
+            **spec_arguments(context.op_config, definition),
             asked_by="op config",
             dagster_run_id=context.run.run_id,
             dagster_step_key=key,
         )
+        engine = Engine(settings)
+        if definition.function:
+            spec = msgspec.structs.replace(spec, inputs=_files_of(spec, inputs, engine))
         with cancellation(thread) as cancel:
             try:
-                record = _run(Engine(settings), spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
+                record = _run(engine, spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
             finally:
                 log.finish()
     except ForgeError as error:
@@ -63,21 +84,25 @@ def run_step(context: dg.AssetExecutionContext, definition: AnalysisDefinition, 
     if cancel.is_set():
         context.log.error(f"{record.message} Its record is {record.folder}/record.json.")
         raise dg.DagsterExecutionInterruptedError
-    metadata = record_metadata(record)
     if not record.succeeded:
-        raise dg.Failure(record.message, {**metadata, **stderr_tail(record)}, allow_retries=False)
-    return dg.MaterializeResult(
-        metadata={**metadata, **output_previews(record)},
-        data_version=dg.DataVersion(data_version(record)),
-        tags={"forge/execution_id": record.execution_id},
-    )
+        raise dg.Failure(record.message, {**record_metadata(record), **stderr_tail(record)}, allow_retries=False)
+    return record
+
+
+def _files_of(spec: AnalysisSpec, inputs: Mapping[str, str] | None, engine: Engine) -> dict[str, str]:
+    """Inputs of a function: each the file of one execution, with the ending by which it is known what is in it."""
+    files = {}
+    for name, source in (spec.inputs if inputs is None else inputs).items():
+        file = upstream.pinned(source, engine.store, engine.settings.executions_dir, spec.dagster_run_id)
+        files[name + PurePosixPath(file).suffix] = file
+    return files
 
 
 def _run(
-    engine: Engine, spec: AnalysisSpec, context: dg.AssetExecutionContext, log: RunLog, cancel: threading.Event, *, was_begun: bool
+    engine: Engine, spec: AnalysisSpec, context: dg.OpExecutionContext, log: RunLog, cancel: threading.Event, *, was_begun: bool
 ) -> ExecutionRecord:
     """The final record of a new execution, or of the one that a killed process had begun for this very step."""
-    retries = context.op_execution_context.retry_number
+    retries = context.retry_number
     if was_begun or retries:
         assert spec.dagster_run_id is not None and spec.dagster_step_key is not None
         before = last_of_step(engine, spec.dagster_run_id, spec.dagster_step_key)

@@ -110,7 +110,7 @@ def judge(deployment: Deployment, instance: dg.DagsterInstance, runs: list[str],
     for run_id in runs:
         run = instance.get_run_by_id(run_id)
         assert run is not None
-        told = [event.message for event in instance.all_logs(run_id)]
+        told = "\n".join(f"{event.timestamp:.2f} {event.message[:300]}" for event in instance.all_logs(run_id))
         assert run.status is dg.DagsterRunStatus.SUCCESS or (may_fail and run.status is dg.DagsterRunStatus.FAILURE), told
         own = [record for record in records if record["dagster_run_id"] == run_id]
         assert {record["end_reason"] for record in own} <= {EndReason.COMPLETED, LOST, DIED}, own

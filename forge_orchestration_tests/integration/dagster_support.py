@@ -25,6 +25,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOCATION = "forge_orchestration.definitions"
 START_S = 120.0 * PATIENCE
 RUN_S = 90.0 * PATIENCE
+NO_QUEUE = {
+    "run_queue:\n  max_concurrent_runs: 10\n  dequeue_interval_seconds: 1\n": "run_coordinator:\n"
+    "  module: dagster.core.run_coordinator\n  class: DefaultRunCoordinator\n"
+}
+"""A change to `dagster.yaml` for a web server without a daemon."""
 T = TypeVar("T")
 FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from forge_orchestration_tests.integration.dagster_support import (
+    NO_QUEUE,
     REPOSITORY,
     RUN_S,
     Deployment,
@@ -62,7 +63,7 @@ FAILING = """
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    made = Deployment(tmp_path_factory.mktemp("ui"))
+    made = Deployment(tmp_path_factory.mktemp("ui"), changed=NO_QUEUE)
     made.build_runtime()
     made.add_analysis("plot", PICTURE, "outputs: {picture: plot.png, clusters: clusters.csv}\n")
     made.add_analysis("patient", PATIENT, "params: {deaf: {type: bool, default: false}}\n", command=f"[python, run.py, {MARK}]")

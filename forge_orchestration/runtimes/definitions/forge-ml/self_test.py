@@ -31,6 +31,8 @@ def check(scratch: Path) -> str:
     features, kinds = load_iris(return_X_y=True)
     score = LogisticRegression(max_iter=1000).fit(features, kinds).score(features, kinds)
     expect(score > 0.95, f"irises are told apart in {score:.0%} of cases only")
+    table.to_parquet(scratch / "table.parquet")
+    expect(pd.read_parquet(scratch / "table.parquet").equals(table), "a Parquet file changes on its way")
     pyplot.plot(numbers)
     pyplot.savefig(scratch / "line.png")
     expect((scratch / "line.png").stat().st_size > 1000, "the picture is empty")

@@ -59,6 +59,9 @@ def check(scratch: Path) -> str:
     published = anndata.read_h5ad(files("scanpy") / "datasets" / "10x_pbmc68k_reduced.h5ad")
     expect(published.raw.shape == (700, 765), "the PBMC data set in scanpy is not the expected one")
 
+    cells.obs.to_parquet(scratch / "cells.parquet")
+    expect(pd.read_parquet(scratch / "cells.parquet").equals(cells.obs), "a Parquet file changes on its way")
+
     figure, axes = plt.subplots()
     axes.scatter(*cells.obsm["X_umap"].T)
     figure.savefig(scratch / "umap.png")
