@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from forge_orchestration.model.reasons import EndReason, Status
     from forge_orchestration.model.record import ExecutionRecord
     from forge_orchestration.model.spec import AnalysisSpec
+    from forge_orchestration.orchestration.component import Analysis
+    from forge_orchestration.orchestration.functions import forge_asset, forge_op
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "AnalysisSpec",
     "BackendUnavailableError",
     "EndReason",
@@ -50,12 +53,15 @@ __all__ = [
     "StoreError",
     "SubmitError",
     "executions_frame",
+    "forge_asset",
+    "forge_op",
     "run",
 ]
 
 _MODULES = {
     "run": "api", "ExecutionFailed": "api", "Limits": "model.limits", "EndReason": "model.reasons", "Status": "model.reasons",
-    "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec", "executions_frame": "metrics.frame",
+    "ExecutionRecord": "model.record", "AnalysisSpec": "model.spec", "executions_frame": "metrics.frame", "Analysis": "orchestration.component", "forge_asset": "orchestration.functions",
+    "forge_op": "orchestration.functions",
 }  # fmt: skip
 
 

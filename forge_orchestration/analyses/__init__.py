@@ -85,7 +85,33 @@ def read_definition(folder: Path) -> AnalysisDefinition:
     folder = Path(os.path.abspath(folder))
     path = folder / "analysis.yaml"
     try:
+        if not path.is_file() and (component := _component(folder / "defs.yaml")) is not None:
+            return definition_from(component, folder, folder / "defs.yaml")
         raw = _load_yaml(path)
+    except FileNotFoundError:
+        raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's errors are ValueErrors here
+        raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
+    return definition_from(raw, folder, path)
+
+
+def _component(path: Path) -> object:
+    """The attributes of a Dagster component that is an analysis; None if there is none."""
+    try:
+        raw = _load_yaml(path)
+    except FileNotFoundError:
+        return None
+    is_ours = isinstance(raw, dict) and raw.get("type") == "forge_orchestration.Analysis"
+    return raw.get("attributes") if is_ours and isinstance(raw, dict) else None
+
+
+def definition_from(raw: object, folder: Path, path: Path) -> AnalysisDefinition:
+    """The analysis in `folder` that `raw`, read from the file at `path`, describes.
+
+    Raises:
+        SpecError: One sentence: the file, the key, and what it should be.
+    """
+    try:
         if not isinstance(raw, dict):
             raise ValueError("it must be a mapping of keys")
         for key in ("name", "folder", "files", "function", "runtime_chosen_by"):  # not a person's to write
@@ -94,9 +120,7 @@ def read_definition(folder: Path) -> AnalysisDefinition:
         chosen_by = "analysis" if "runtime" in raw else "default"
         own = {"name": folder.name, "folder": str(folder), "runtime_chosen_by": chosen_by}
         definition = msgspec.convert(raw | own, AnalysisDefinition)
-    except FileNotFoundError:
-        raise SpecError(f"There is no analysis in {folder}: it has no analysis.yaml.") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:  # YAML's and msgspec's errors are ValueErrors here
+    except ValueError as error:  # msgspec's errors are ValueErrors
         raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
     check_definition(definition, str(path))
     return definition

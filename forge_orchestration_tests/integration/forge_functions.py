@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
-from forge_orchestration.orchestration.functions import forge_asset, forge_op
+from forge_orchestration import forge_asset, forge_op
 from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
 
 if TYPE_CHECKING:

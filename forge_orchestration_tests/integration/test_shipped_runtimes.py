@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conftest import Forge, host_packages
+from forge_orchestration_tests.integration import forge_functions
+from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 BUILD_S = 900
 
@@ -51,6 +56,22 @@ def test_machine_learning_on_real_tumours(forge: Forge) -> None:
     _, outputs = run(forge, "forge-ml", "tumour_kinds")
     assert len(rows(outputs["predictions"])) == 569
     assert all(float(row["auc"]) > 0.9 for row in rows(outputs["metrics"]))
+
+
+@pytest.mark.timeout(1200)
+def test_frames_of_functions_are_parquet(forge: Forge) -> None:
+    """Two assets, of which one makes a frame and the other reads it, by `dagster job execute`."""
+    assert forge("runtimes", "build", "forge-ml", timeout=BUILD_S).returncode == 0
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-f", str(forge_functions.__file__), "-a", "defs", "-j", "tables"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "FORGE_HOME": str(forge.home)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    made = {record.analysis: record for record in map(forge.read_record, forge.executions())}
+    table, total = made["table"], made["total"]
+    assert [output.path for output in table.outputs] == ["result.parquet"]
+    (result,) = total.outputs
+    assert json.loads(Path(total.folder, "outputs", result.path).read_text()) == {"sum": 3, "kind": "category"}
 
 
 @pytest.fixture(scope="module")

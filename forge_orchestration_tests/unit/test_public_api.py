@@ -10,9 +10,9 @@ import forge_orchestration
 from forge_orchestration.errors import SpecError
 
 NAMES = [
-    "AnalysisSpec", "BackendUnavailableError", "EndReason", "ExecutionFailed", "ExecutionRecord", "ExecutorError", "ForgeError", "HostError",
+    "Analysis", "AnalysisSpec", "BackendUnavailableError", "EndReason", "ExecutionFailed", "ExecutionRecord", "ExecutorError", "ForgeError", "HostError",
     "InternalError", "Limits", "RuntimeCatalogError", "SandboxError", "SpecError", "Status", "StoreError", "SubmitError", "executions_frame",
-    "run",
+    "forge_asset", "forge_op", "run",
 ]  # fmt: skip
 
 

@@ -1,0 +1,105 @@
+"""`type: forge_orchestration.Analysis`: an analysis folder as a Dagster component, for projects that `dg` manages.
+
+The folder is as it is everywhere: scripts and an `analysis.yaml`. What is in `attributes` of its `defs.yaml` stands in its place:
+a folder with that file alone is an analysis too, and `forge run` takes it.
+"""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import msgspec
+from pydantic import ConfigDict, Field
+
+from forge_orchestration.analyses import definition_from, read_definition, with_rules
+from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.orchestration.analysis_assets import analysis_asset
+from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
+from forge_orchestration.runtimes.catalog import runtime_names
+from forge_orchestration.settings import load_settings
+
+
+class InputModel(dg.Model):
+    """Where an input comes from."""
+
+    path: str = Field(description="A path, package://NAME/PATH in the runtime, or asset://NAME/OUTPUT of another analysis.")
+    description: str = ""
+
+
+class ParamModel(dg.Model):
+    """One parameter of a launch."""
+
+    type: str = Field(description="int, float, str or bool.")
+    default: bool | int | float | str | None = Field(default=None, description="Without one, each launch must say it.")
+    min: float | None = None
+    max: float | None = None
+    choices: list[bool | int | float | str] | None = None
+    description: str = ""
+
+
+class AnalysisScaffolder(dg.Scaffolder):
+    """Makes a folder with an analysis that runs."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write `defs.yaml` and `run.py`."""
+        attributes = {
+            "description": "Says hello",
+            "command": ["python", "run.py"],
+            "outputs": {"greeting": "greeting.txt"},
+            "params": {"name": {"type": "str", "default": "world"}},
+            "limits": {"memory": "256MiB", "wall_time": "1min"},
+        }
+        dg.scaffold_component(request, attributes)
+        script = """\
+            import json
+            import os
+            from pathlib import Path
+
+            name = json.loads(Path(os.environ["FORGE_PARAMS"]).read_text())["name"]
+            print("greeting", name)
+            Path(os.environ["FORGE_OUTPUTS"], "greeting.txt").write_text(f"Hello, {name}.\\n")
+            """
+        (request.target_path / "run.py").write_text(textwrap.dedent(script))
+
+
+@dg.scaffold_with(AnalysisScaffolder)
+class Analysis(dg.Component, dg.Model, dg.Resolvable):
+    """An analysis that runs in a sandbox, in a named runtime, under limits.
+
+    The folder's own files go into the sandbox. It is an asset called as the folder is, and a job of the same name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: list[str] | None = Field(default=None, description="Program and arguments; files are relative to this folder.")
+    description: str | None = Field(default=None, description="Shown on the asset's page.")
+    group: str | None = Field(default=None, description="Of the asset.")
+    tags: list[str] | None = Field(default=None, description="By which the deployment's rules may choose a runtime.")
+    runtime: str | None = Field(default=None, description="Software environment of the catalog: see `forge runtimes list`.")
+    executor: str | None = Field(default=None, description="Where to run.")
+    inputs: dict[str, InputModel] | None = Field(default=None, description="Files that it reads, by name.")
+    outputs: dict[str, str] | None = Field(default=None, description="Files or patterns that it must write, by name.")
+    params: dict[str, ParamModel] | None = Field(default=None, description="What a launch may change.")
+    limits: dict[str, bool | int | float | str] | None = Field(
+        default=None, description="memory, cpus, pids, wall_time, grace, scratch, log, files, open_files: 2GiB, 1, 100, 30min …"
+    )
+    env: dict[str, str] | None = Field(default=None, description="Environment variables.")
+    threads: int | None = Field(default=None, description="Threads of numerical libraries.")
+    seed: int | None = Field(default=None, description="Seed of random numbers.")
+    priority: int | None = Field(default=None, description="Of executions that wait for room the highest is first.")
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The asset and its job.
+
+        Raises:
+            ForgeError: The definition cannot become a runnable asset; the sentence says why.
+        """
+        settings = load_settings()
+        folder = Path(context.path)
+        folder = folder if folder.is_dir() else folder.parent
+        own: dict[str, Any] = self.model_dump(exclude_none=True)
+        definition = definition_from(msgspec.to_builtins(own), folder, folder / "defs.yaml") if own else read_definition(folder)
+        asset = analysis_asset(with_rules(definition, settings), settings, runtime_names(settings), executor_names())
+        job = dg.define_asset_job(definition.name, selection=[definition.name], description=definition.description or None)
+        return dg.Definitions(assets=[asset], jobs=[job], executor=sandboxed_executor)
