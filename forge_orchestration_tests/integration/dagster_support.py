@@ -285,6 +285,7 @@ class Webserver:
             """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
                  ... on LaunchRunSuccess { run { runId } }
                  ... on RunConfigValidationInvalid { errors { message reason } }
+                 ... on InvalidSubsetError { message }
                  ... on PythonError { message } } }""",
             params={**target, "runConfigData": json.dumps({"ops": ops}), "mode": "default"},
         )["launchRun"]
