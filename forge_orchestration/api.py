@@ -65,6 +65,7 @@ def run(
     An analysis that fails is no exception: look at `record.status` and `record.message`.
     """
     from forge_orchestration.model.spec import AnalysisSpec
+    from forge_orchestration.operations.retry_with_more import run_with_more
 
     engine = _shared_engine()
     if isinstance(what, AnalysisSpec):
@@ -83,7 +84,7 @@ def run(
             what, engine.settings, runtime=runtime, executor=executor, inputs=inputs, outputs=outputs, params=params,
             limits=limits, env=env, threads=threads, seed=seed, priority=priority, asked_by="caller",
         )  # fmt: skip
-    record = engine.run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+    record = run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
     if check and not record.succeeded:
         raise ExecutionFailed(record)
     return record

@@ -170,6 +170,11 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     check_count("threads", content.threads, 1)
     check_count("seed", content.seed, 0)
     check_priority(content.priority)
+    check_count("retry_with_more: attempts", content.retry_with_more.attempts, 1)
+    if not 1 < content.retry_with_more.factor <= 100:
+        raise SpecError(
+            f"'retry_with_more: factor' in {path} is {content.retry_with_more.factor:g}; it must be more than 1, at most 100."
+        )
     for name, pattern in content.outputs.items():
         check_output_pattern(pattern, f"output '{name}' in {path}")
     updated_limits(Limits(), content.limits, path)
@@ -294,6 +299,7 @@ def spec_from_definition(
         outputs=definition.outputs,
         params=values,
         limits=effective,
+        retry_with_more=definition.retry_with_more,
         env=definition.env,
         threads=check_count("threads", threads if threads is not None else definition.threads, 1),
         seed=check_count("seed", seed if seed is not None else definition.seed, 0),

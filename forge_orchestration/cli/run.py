@@ -17,6 +17,7 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.operations.retry_with_more import run_with_more
 from forge_orchestration.settings import load_settings
 
 _LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files")
@@ -75,7 +76,7 @@ def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, s
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        run = functools.partial(engine.run, spec, cancel=cancel, wait_for_room=not arguments.no_wait)
+        run = functools.partial(run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry)
         record = _run_shown(run, as_json=arguments.json, summary=summary)
     finally:
         for number, handler in before.items():
@@ -83,6 +84,10 @@ def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, s
         engine.close()
     assert record.end_reason is not None
     return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+
+
+def _tell_retry(record: ExecutionRecord, sentence: str) -> None:
+    print(f"forge: {record.message} {sentence} [{record.execution_id}]", file=sys.stderr, flush=True)
 
 
 def _run_shown(run: Callable[..., ExecutionRecord], *, as_json: bool, summary: bool) -> ExecutionRecord:

@@ -33,6 +33,18 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     description: str = ""
 
 
+class RetryWithMore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether an end for want of memory or of time is followed by an attempt with more of it.
+
+    Attributes:
+        attempts: At most, the first included; 1 is never.
+        factor: What the limit is multiplied by, up to what the deployment allows.
+    """
+
+    attempts: int = 1
+    factor: float = 2.0
+
+
 @compiled
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
@@ -56,6 +68,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     outputs: dict[str, str] = {}
     params: dict[str, Param] = {}
     limits: dict[str, Any] = {}
+    retry_with_more: RetryWithMore = RetryWithMore()
     env: dict[str, str] = {}
     threads: int = 1
     seed: int = 0
@@ -92,6 +105,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, str] = {}
     params: dict[str, ParamValue] = {}
     limits: Limits = Limits()
+    retry_with_more: RetryWithMore = RetryWithMore()
     env: dict[str, str] = {}
     threads: int = 1
     seed: int = 0

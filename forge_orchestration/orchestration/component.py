@@ -38,6 +38,13 @@ class ParamModel(dg.Model):
     description: str = ""
 
 
+class RetryModel(dg.Model):
+    """Another attempt with a larger limit."""
+
+    attempts: int = Field(default=1, description="At most, the first included.")
+    factor: float = Field(default=2.0, description="What the limit is multiplied by.")
+
+
 class AnalysisScaffolder(dg.Scaffolder):
     """Makes a folder with an analysis that runs."""
 
@@ -84,6 +91,7 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     limits: dict[str, bool | int | float | str] | None = Field(
         default=None, description="memory, cpus, pids, wall_time, grace, scratch, log, files, open_files: 2GiB, 1, 100, 30min …"
     )
+    retry_with_more: RetryModel | None = Field(default=None, description="After an end for want of memory or of time.")
     env: dict[str, str] | None = Field(default=None, description="Environment variables.")
     threads: int | None = Field(default=None, description="Threads of numerical libraries.")
     seed: int | None = Field(default=None, description="Seed of random numbers.")

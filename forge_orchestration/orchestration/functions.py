@@ -13,13 +13,14 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin, get_type_hints
 
 import dagster as dg
+import msgspec
 
 from forge_orchestration.analyses import check_definition, with_rules
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.code import CALLED_BY
 from forge_orchestration.executions.upstream import ASSET, EXECUTION
 from forge_orchestration.executors.registry import executor_names
-from forge_orchestration.model.spec import DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param
+from forge_orchestration.model.spec import DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, schema_of
 from forge_orchestration.orchestration.materialization import record_metadata
 from forge_orchestration.orchestration.previews import output_previews
@@ -63,12 +64,14 @@ class Options(TypedDict, total=False):
         name: Of the asset or op; the function's own if it is not given.
         runtime: Of the catalog; the deployment's rules choose if it is not given.
         limits: As in `analysis.yaml`: `{"memory": "1GiB"}`.
+        retry_with_more: Likewise: `{"attempts": 3, "factor": 2}`.
         tags: By which the deployment's rules may choose a runtime.
     """
 
     name: str
     runtime: str
     limits: Mapping[str, object]
+    retry_with_more: Mapping[str, float]
     env: Mapping[str, str]
     tags: Sequence[str]
     threads: int
@@ -163,6 +166,7 @@ def function_definition(
         outputs={RESULT: f"{RESULT}.*"},
         params=params,
         limits=dict(options.get("limits", {})),
+        retry_with_more=_retry(options.get("retry_with_more", {}), where),
         env=dict(options.get("env", {})),
         threads=options.get("threads", 1),
         seed=options.get("seed", 0),
@@ -170,6 +174,13 @@ def function_definition(
     )
     check_definition(definition, where)
     return definition
+
+
+def _retry(wanted: Mapping[str, float], where: str) -> RetryWithMore:
+    try:
+        return msgspec.convert(dict(wanted), RetryWithMore)
+    except msgspec.ValidationError as error:
+        raise SpecError(f"retry_with_more of {where} is wrong: {error}.", 'Write it as {"attempts": 3, "factor": 2}.') from error
 
 
 def _place(function: _Function, where: str) -> tuple[Path, str, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec
+from forge_orchestration.operations.retry_with_more import next_attempt
 from forge_orchestration.operations.take_over import is_its_own_end, last_of_step, take_over
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.live import RunLog
@@ -85,7 +86,11 @@ def run_analysis(
         context.log.error(f"{record.message} Its record is {record.folder}/record.json.")
         raise dg.DagsterExecutionInterruptedError
     if not record.succeeded:
-        raise dg.Failure(record.message, {**record_metadata(record), **stderr_tail(record)}, allow_retries=False)
+        failure = dg.Failure(record.message, {**record_metadata(record), **stderr_tail(record)}, allow_retries=False)
+        if (more := next_attempt(spec, record, settings.maximum)) is not None:
+            context.log.warning(f"{record.message} {more[1]}")
+            raise dg.RetryRequested(max_retries=spec.retry_with_more.attempts - 1 + TRANSIENT_RETRIES) from failure
+        raise failure
     return record
 
 
@@ -115,7 +120,9 @@ def _run(
                 return before
             context.log.info(f"Execution {before.execution_id} was lost ({before.end_reason}); it is run again.")
         if before is not None:
-            spec = msgspec.structs.replace(spec, attempt=before.attempt + 1, previous_execution_id=before.execution_id)
+            more = next_attempt(spec, before, engine.settings.maximum)
+            again = msgspec.structs.replace(spec, attempt=before.attempt + 1, previous_execution_id=before.execution_id)
+            spec = again if more is None else more[0]
     return engine.run(spec, listener=log, cancel=cancel)
 
 
