@@ -33,6 +33,7 @@ class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     description: str = ""
 
 
+@compiled
 class RetryWithMore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether an end for want of memory or of time is followed by an attempt with more of it.
 

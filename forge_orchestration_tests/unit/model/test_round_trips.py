@@ -49,7 +49,7 @@ from forge_orchestration.model.record import (
     Usage,
     record_from_json,
 )  # fmt: skip
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, RetryWithMore
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
@@ -129,10 +129,11 @@ PLAN = LaunchPlan(
     isolation=IsolationSettings(may_be_off=()),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
+RETRY = RetryWithMore(attempts=3, factor=1.5)
 SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
-    chosen_by={"runtime": "x"}, group=TEXT, tags=("t",),
+    chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
     dagster_run_id="r", dagster_step_key="k", attempt=2, previous_execution_id="p",
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
@@ -173,8 +174,10 @@ EXAMPLES: list[msgspec.Struct] = [
     AnalysisDefinition(
         name="n", folder="/f", command=("c",), description=TEXT, group="g", runtime="r", executor="e",
         inputs={"i": InputSource(path=TEXT)}, outputs={"o": "*"}, params={"p": PARAM}, limits={"memory": "1GiB"}, env={"A": TEXT},
-        threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t",
+        threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t", files=(TEXT,), function="m:f",
+        retry_with_more=RETRY,
     ),
+    RETRY,
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
