@@ -48,6 +48,7 @@ class MessageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_line_bytes: Annotated[int, msgspec.Meta(ge=256, le=2**24)] = 64 * 2**10
     max_count: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 8 * 2**20
+    max_per_s: Annotated[int, msgspec.Meta(ge=1)] = 5_000
 
 
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

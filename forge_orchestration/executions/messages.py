@@ -6,7 +6,11 @@ One JSON object a line, either Forge's own (`{"type": "progress", "fraction": 0.
 
 from __future__ import annotations
 
+import base64
 import math
+import time
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +20,12 @@ from forge_orchestration.model.messages import Message
 from forge_orchestration.settings import MessageSettings
 
 _MAX_NAME, _MAX_TEXT, _MAX_VALUES = 128, 4096, 256
+_PIPES_FIELDS = {"__dagster_pipes_version", "method", "params"}
+_PIPES_PARAMS = {
+    "opened": {"extras"}, "closed": {"exception"}, "log": {"message", "level"}, "report_custom_message": {"payload"},
+    "report_asset_materialization": {"asset_key", "data_version", "metadata"},
+}  # fmt: skip
+_PIPES_KINDS = ("__infer__", "text", "int", "float", "bool", "json", "md", "url")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -24,19 +34,28 @@ class MessageViolation(ForgeError):
 
 
 class MessageParser:
-    """Cuts a stream into lines and lines into messages, and remembers whether the channel was closed properly."""
+    """Cuts a stream into lines and lines into messages, and remembers whether the channel was closed properly.
 
-    def __init__(self, caps: MessageSettings) -> None:
+    Args:
+        asset: The analysis: of any other asset it has nothing to say.
+        clock: Seconds, for the rate.
+    """
+
+    def __init__(self, caps: MessageSettings, asset: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._caps = caps
+        self._asset = asset
+        self._clock = clock
         self._rest = b""
         self._count = self._bytes = 0
-        self._opened = self._closed = False
+        self._is_open = False
+        self._second, self._in_second = clock(), 0
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete with `data`.
 
         Raises:
-            MessageViolation: A line is too long, no JSON, of an unknown kind, one too many, or there is too much of them.
+            MessageViolation: A line is too long, no JSON, of an unknown kind, one too many, there is too much of them, or they come
+                too fast.
         """
         self._bytes += len(data)  # blank lines too: reading them costs as much
         if self._bytes > self._caps.max_bytes:
@@ -54,33 +73,63 @@ class MessageParser:
         """
         if self._rest.strip():
             raise MessageViolation(f"The last message has no end: {quoted(self._rest)}.")
-        if self._opened and not self._closed:
+        if self._is_open:
             raise MessageViolation("The message channel was opened and never closed.")
 
     def _message(self, line: bytes) -> Message:
         self._count += 1
         if self._count > self._caps.max_count:
             raise MessageViolation(f"More than {self._caps.max_count} messages.")
+        self._count_rate()
         if len(line) > self._caps.max_line_bytes:
             raise MessageViolation(f"A message is longer than {self._caps.max_line_bytes} bytes.")
         try:
             raw = msgspec.json.decode(line)
             if not isinstance(raw, dict):
                 raise ValueError("not an object")
-            message = _from_pipes(raw) if "__dagster_pipes_version" in raw else msgspec.convert(raw, Message)
+            message = _from_pipes(raw, self._asset) if "__dagster_pipes_version" in raw else msgspec.convert(raw, Message)
             message = _checked(message)
         except (ValueError, TypeError, KeyError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise MessageViolation(f"A message cannot be used ({_first_line(error)}): {quoted(line)}.") from None
-        self._opened |= message.type == "opened"
-        self._closed |= message.type == "closed"
+        if message.type in ("opened", "closed"):
+            self._is_open = message.type == "opened"
         return message
 
+    def _count_rate(self) -> None:
+        now = self._clock()
+        if now - self._second >= 1:
+            self._second, self._in_second = now, 0
+        self._in_second += 1
+        if self._in_second > self._caps.max_per_s:
+            raise MessageViolation(f"More than {self._caps.max_per_s} messages within a second.")
 
-def _from_pipes(raw: dict[str, Any]) -> Message:
+
+def pipes_environment(asset: str, run_id: str, params: Mapping[str, object], messages: str) -> dict[str, str]:
+    """What `open_dagster_pipes()` looks for: a script that was written for Dagster Pipes finds this channel by itself."""
+    context = {
+        "asset_keys": [asset], "code_version_by_asset_key": {asset: None}, "provenance_by_asset_key": {asset: None}, "partition_key": None,
+        "partition_key_range": None, "partition_time_window": None, "run_id": run_id, "job_name": None, "retry_number": 0,
+        "extras": dict(params),
+    }  # fmt: skip
+    return {
+        "DAGSTER_PIPES_CONTEXT": _pipes_parameter({"data": context}),
+        "DAGSTER_PIPES_MESSAGES": _pipes_parameter({"path": messages}),
+    }
+
+
+def _pipes_parameter(value: object) -> str:
+    return base64.b64encode(zlib.compress(msgspec.json.encode(value))).decode()
+
+
+def _from_pipes(raw: dict[str, Any], asset: str) -> Message:
     """What `dagster_pipes` writes. Results and checks are for trusted code to state, so only their metadata is taken."""
     method, params = raw["method"], raw.get("params") or {}
     if not isinstance(params, dict):
         raise ValueError("params is not an object")
+    if not isinstance(method, str) or method not in _PIPES_PARAMS:
+        raise ValueError(f"method {str(method)[:40]!r} is not allowed")
+    if unknown := sorted((set(raw) - _PIPES_FIELDS) | (set(params) - _PIPES_PARAMS[method])):
+        raise ValueError(f"unknown field {unknown[0][:40]!r}")
     match method:
         case "opened" | "closed":
             return Message(type=method)
@@ -89,18 +138,22 @@ def _from_pipes(raw: dict[str, Any]) -> Message:
         case "report_custom_message":
             return Message(type="metadata", values={"message": _text(msgspec.json.encode(params.get("payload")).decode())})
         case "report_asset_materialization":
+            if params.get("asset_key") not in (None, asset):
+                raise ValueError(f"asset {str(params['asset_key'])[:40]!r} is not this analysis")
             values = params.get("metadata") or {}
             if not isinstance(values, dict):
                 raise ValueError("metadata is not an object")
             return Message(type="metadata", values={str(name): _pipes_value(value) for name, value in values.items()})
-    raise ValueError(f"method {str(method)[:40]!r} is not allowed")
+    raise AssertionError(method)
 
 
 def _pipes_value(value: Any) -> bool | int | float | str:
     raw = value.get("raw_value") if isinstance(value, dict) else value
     kind = value.get("type", "__infer__") if isinstance(value, dict) else "__infer__"
-    if kind not in ("__infer__", "text", "int", "float", "bool", "json", "md"):
+    if kind not in _PIPES_KINDS:
         raise ValueError(f"metadata of type {str(kind)[:20]!r} is not allowed")
+    if kind == "url" and not (isinstance(raw, str) and raw.startswith(("https://", "http://"))):
+        raise ValueError("an address is neither http nor https")
     return raw if isinstance(raw, (bool, int, float, str)) else msgspec.json.encode(raw).decode()
 
 

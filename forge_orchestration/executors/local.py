@@ -13,6 +13,7 @@ import msgspec
 
 from forge_orchestration.errors import ExecutorError, HostError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executions.messages import pipes_environment
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import (
@@ -233,10 +234,11 @@ class LocalExecutor(AnalysisExecutor):
             for item in execution.inputs
         ]
         system_binds, system_links = view.system_view()
+        pipes = pipes_environment(spec.name, spec.dagster_run_id or folder.id, spec.params, view.MESSAGES)
         return LaunchPlan(
-            execution_id=folder.id, folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=spawner.bubblewrap, command=spec.command,
+            execution_id=folder.id, analysis=spec.name, folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=spawner.bubblewrap, command=spec.command,
             environment=view.environment(
-                activation=runtime.activation, declared=spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0
+                activation=runtime.activation, declared=pipes | spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0
             ),
             limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
             outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),

@@ -52,6 +52,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     execution_id: str
+    analysis: str
     folder: str
     scratch_dir: str
     bubblewrap: str

@@ -152,7 +152,7 @@ class Supervisor:
                         "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
                     )
             self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
-            self._pump = _Pump(logs, MessageParser(plan.messages), self._folder.messages)
+            self._pump = _Pump(logs, MessageParser(plan.messages, plan.analysis), self._folder.messages)
             try:
                 self._watch(child, identity, group, workspace)
             except (SandboxError, OSError) as error:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import textwrap
 import threading
 from pathlib import Path
 
+import dagster_pipes
 import jsonschema
 import pytest
 
 import forge_orchestration
 from forge_orchestration import EndReason, ExecutionRecord, SpecError
 from forge_orchestration.model.messages import Message
-from forge_orchestration_tests.conftest import prerequisite
+from forge_orchestration_tests.conftest import Forge, prerequisite
 from forge_orchestration_tests.security.arena import OWN_UIDS
 
 
@@ -85,6 +88,26 @@ def test_a_broken_message_ends_it(forge_home: Path, line: str) -> None:
 def test_opened_and_never_closed_is_a_failure(forge_home: Path) -> None:
     record = forge_orchestration.run(["sh", "-c", """echo '{"type": "opened"}' > $FORGE_MESSAGES"""])
     assert record.end_reason is EndReason.OUTPUT_REJECTED and "closed" in record.message
+
+
+def test_a_script_for_dagster_pipes_needs_no_change(other_forge: Forge, tmp_path: Path) -> None:
+    folder = tmp_path / "piped"
+    folder.mkdir()
+    shutil.copy(str(dagster_pipes.__file__), folder / "dagster_pipes.py")
+    script = """
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            pipes.log.info("counting")
+            pipes.report_asset_materialization(metadata={"reads": pipes.get_extra("reads"), "key": pipes.asset_key})
+    """
+    (folder / "run.py").write_text(textwrap.dedent(script))
+    (folder / "analysis.yaml").write_text(
+        "command: [python, run.py]\nruntime: forge-python\nparams: {reads: {type: int, default: 12}}\n"
+    )
+    record = other_forge.record("run", str(folder))
+    assert record.succeeded, record.message
+    assert record.metadata == {"reads": 12, "key": "piped"}
+    assert '"message":"counting"' in Path(record.folder, "messages.jsonl").read_text()
 
 
 def test_dagster_pipes_lines_are_understood(forge_home: Path) -> None:

@@ -169,13 +169,8 @@ def pipes(method: str, **params: object) -> bytes:
 
 
 def metadata(kind: str, value: object) -> bytes:
-    """What claims to describe another asset."""
-    return pipes(
-        "report_asset_materialization",
-        asset_key="other/asset",
-        data_version="forged",
-        metadata={"a": {"raw_value": value, "type": kind}},
-    )
+    """What claims to describe its asset."""
+    return pipes("report_asset_materialization", data_version="forged", metadata={"a": {"raw_value": value, "type": kind}})
 
 
 BROKEN: dict[str, bytes] = {
@@ -220,6 +215,9 @@ BROKEN: dict[str, bytes] = {
     "metadata as text": pipes("report_asset_materialization", metadata="x"),
     "a path": metadata("path", "/etc/shadow"),
     "an address": metadata("url", "javascript:alert(1)"),
+    "a result of another asset": pipes("report_asset_materialization", asset_key="other/asset", metadata={}),
+    "output of its worker": pipes("log_external_stream", stream="stdout", text="forged", extras={}),
+    "closed before it was opened": b'{"type": "closed"}\n{"type": "opened"}\n{"type": "log", "message": "x"}\n',
     "a notebook": metadata("notebook", "/x"),
     "another asset": metadata("asset", "other"),
     "another run": metadata("dagster_run", "other"),
@@ -247,7 +245,7 @@ def test_a_message_of_64_mib(arena: Arena) -> None:
 
 # what may be said, and what of it is kept: as what the analysis claims, and nowhere else
 FORGED: dict[str, tuple[bytes, dict[str, object]]] = {
-    "a result of another asset": (metadata("text", "forged"), {"a": "forged"}),
+    "a result of its own": (metadata("text", "forged"), {"a": "forged"}),
     "its own record": (
         b'{"type": "metadata", "values": {"end_reason": "canceled", "exit_code": 7, "execution_id": "other"}}\n',
         {"end_reason": "canceled", "exit_code": 7, "execution_id": "other"},
@@ -259,7 +257,6 @@ FORGED: dict[str, tuple[bytes, dict[str, object]]] = {
     "a value that moves the cursor": (b'{"type": "metadata", "values": {"a": "\\u001b[2J\\u009b"}}\n', {"a": "\ufffd[2J\ufffd"}),
     "a text that moves the cursor": (b'{"type": "log", "message": "\\u001b]0;harm\\u0007\\u202e"}\n', {}),
     "a large number": (b'{"type": "metadata", "values": {"a": 99999999999999999999999999}}\n', {"a": 99999999999999999999999999}),
-    "closed before it was opened": (b'{"type": "closed"}\n{"type": "opened"}\n{"type": "log", "message": "x"}\n', {}),
 }
 
 

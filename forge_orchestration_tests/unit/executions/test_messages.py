@@ -18,7 +18,7 @@ def pipes(method: str, params: str = "null") -> bytes:
 
 
 def read(data: bytes, caps: MessageSettings = CAPS) -> list[Message]:
-    parser = MessageParser(caps)
+    parser = MessageParser(caps, "mine")
     messages = parser.feed(data)
     parser.finish()
     return messages
@@ -38,11 +38,13 @@ class TestGood:
             (pipes("log", '{"message": "hi", "level": "WARNING"}'), Message(type="log", level="warning", message="hi")),
             (pipes("log", '{"message": "hi"}'), Message(type="log", message="hi")),
             (pipes("report_custom_message", '{"payload": {"a": [1]}}'), Message(type="metadata", values={"message": '{"a":[1]}'})),
-            (pipes("report_asset_materialization", '{"asset_key": "other/secret", "data_version": "1", "metadata": {"n": {"raw_value": 5, "type": "int"}}}'),
+            (pipes("report_asset_materialization", '{"asset_key": "mine", "data_version": "1", "metadata": {"n": {"raw_value": 5, "type": "int"}}}'),
              Message(type="metadata", values={"n": 5})),
             (pipes("report_asset_materialization", '{"metadata": {"n": 5, "t": {"raw_value": {"a": 1}, "type": "json"}}}'),
              Message(type="metadata", values={"n": 5, "t": '{"a":1}'})),
             (pipes("report_asset_materialization", '{"metadata": null}'), Message(type="metadata")),
+            (pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "https://x", "type": "url"}}}'),
+             Message(type="metadata", values={"p": "https://x"})),
         ],
         ids=lambda value: ascii(value)[:40] if isinstance(value, bytes) else "",
     )  # fmt: skip
@@ -50,7 +52,7 @@ class TestGood:
         assert read(line) == [message]
 
     def test_a_stream_in_single_bytes(self) -> None:
-        parser = MessageParser(CAPS)
+        parser = MessageParser(CAPS, "mine")
         stream = '{"type": "log", "message": "ä€💥"}\n\n  \n{"type":"progress","fraction":0.25}\n'.encode()
         messages = [message for index in range(len(stream)) for message in parser.feed(stream[index : index + 1])]
         parser.finish()
@@ -129,7 +131,16 @@ HOSTILE = {
     "pipes: metadata that is text": pipes("report_asset_materialization", '{"metadata": "x"}'),
     "pipes: metadata that is a path": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "/etc/shadow", "type": "path"}}}'),
     "pipes: metadata that is a notebook": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "/x", "type": "notebook"}}}'),
-    "pipes: metadata that is a URL": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "http://x", "type": "url"}}}'),
+    "pipes: metadata that is a script": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "javascript:x", "type": "url"}}}'),
+    "pipes: metadata that is a file": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "file:///x", "type": "url"}}}'),
+    "pipes: an address that is a number": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": 1, "type": "url"}}}'),
+    "pipes: another asset": pipes("report_asset_materialization", '{"asset_key": "other/secret", "data_version": "1", "metadata": {}}'),
+    "pipes: an asset that is a list": pipes("report_asset_materialization", '{"asset_key": ["mine"], "metadata": {}}'),
+    "pipes: output of another stream": pipes("log_external_stream", '{"stream": "stdout", "text": "x", "extras": {}}'),
+    "pipes: an unknown parameter": pipes("log", '{"message": "x", "level": "INFO", "foo": 1}'),
+    "pipes: an unknown field": b'{"__dagster_pipes_version": "0.1", "method": "log", "params": {"message": "x"}, "asset_key": "y"}\n',
+    "opened again and not closed": pipes("opened") + pipes("closed") + pipes("opened"),
+    "closed before it was opened": pipes("closed") + pipes("opened"),
     "pipes: metadata that is an asset": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "a/b", "type": "asset"}}}'),
     "pipes: metadata of an odd type": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": 1, "type": {}}}}'),
     "pipes: metadata that is too long": pipes("report_asset_materialization", '{"metadata": {"p": "%s"}}' % ("x" * 5000)),
@@ -148,7 +159,7 @@ def test_hostile(name: str) -> None:
 
 def test_64_mib_without_an_end_are_never_held() -> None:
     """Given in pieces, as a pipe gives it: refused at the first piece past the cap, and not kept until then."""
-    parser, fed = MessageParser(CAPS), 0
+    parser, fed = MessageParser(CAPS, "mine"), 0
     with pytest.raises(MessageViolation, match="longer than 65536"):
         while fed < 64 << 20:
             parser.feed(b"x" * 65536)
@@ -162,6 +173,16 @@ def test_one_too_many() -> None:
     assert len(read(line * 3, caps)) == 3
     with pytest.raises(MessageViolation, match="More than 3"):
         read(line * 4, caps)
+
+
+def test_too_many_within_a_second() -> None:
+    clock = [0.0]
+    parser = MessageParser(MessageSettings(max_per_s=10), "mine", clock=lambda: clock[0])
+    line = b'{"type": "log", "message": "x"}\n'
+    for clock[0] in (0.0, 1.5, 2.9):
+        assert len(parser.feed(line * 10)) == 10
+    with pytest.raises(MessageViolation, match="More than 10 messages within a second"):
+        parser.feed(line)
 
 
 def test_what_is_said_for_people_cannot_move_their_cursor() -> None:

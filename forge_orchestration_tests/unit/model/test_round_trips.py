@@ -120,6 +120,7 @@ RECORD = ExecutionRecord(
     cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
+    analysis="a",
     execution_id="i", folder=TEXT, scratch_dir=TEXT, bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
     environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
     outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),

@@ -30,6 +30,7 @@ COMMAND = ("--share-net", "-x", "a\nb", "", "ö'")
 @pytest.fixture
 def plan(tmp_path: Path) -> LaunchPlan:
     return LaunchPlan(
+    analysis="a",
         execution_id="20260102T030405678-9f86d081", folder=str(tmp_path / "fol der"), scratch_dir=str(tmp_path), bubblewrap="/usr/bin/bwrap", command=COMMAND, environment={"PATH": "/usr/bin", **HOSTILE},
         limits=Limits(memory_bytes=123 * 2**20), system_binds=("/usr", "/etc/fonts"), system_links={"/bin": "usr/bin"},
         binds=(Bind(source="/host/runtime", target="/forge/runtime", device=1, inode=2),

@@ -51,6 +51,7 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def plan(tmp_path: Path, version: int, neighbours: NeighbourSettings) -> LaunchPlan:
     name, parent = ("cpu", "forge") if version == 1 else ("unified", "a.scope")
     return LaunchPlan(
+    analysis="a",
         execution_id="i", folder=str(tmp_path), scratch_dir=str(tmp_path), bubblewrap="/usr/bin/bwrap", command=("true",),
         environment={}, limits=Limits(), system_binds=(), system_links={}, binds=(), outputs={}, parameters_json="{}",
         cgroup=CgroupSite(version=version, mounts={name: str(tmp_path)}, parent=parent), identity=IdentitySettings(),
