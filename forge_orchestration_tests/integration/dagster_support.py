@@ -141,7 +141,7 @@ class Deployment:
 
     def launch_folder(self) -> Path:
         """The checkout, whose `dagster.yaml` holds without DAGSTER_HOME; where it cannot be written, as Dagster wants, a folder with its files."""
-        if os.access(REPOSITORY, os.W_OK) and not self._changed:
+        if os.access(REPOSITORY, os.W_OK) and not self._changed and PATIENCE == 1:
             return REPOSITORY
         folder = self.home.parent / "launch"
         folder.mkdir(exist_ok=True)
@@ -150,6 +150,8 @@ class Deployment:
         for line, other in self._changed.items():
             assert text.count(line) == 1, line
             text = text.replace(line, other)
+        if PATIENCE > 1:  # Dagster gives a code server three minutes, which an emulated processor needs for its imports
+            text += f"\ncode_servers:\n  local_startup_timeout: {180 * PATIENCE:.0f}\n"
         (folder / "dagster.yaml").write_text(text)
         return folder
 
