@@ -11,7 +11,6 @@ The others have Dagster as it comes. All take as many steps at one time and are 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import random
 import shutil
@@ -19,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 
 from forge_orchestration_tests.bench import Table
-from forge_orchestration_tests.integration.dagster_support import Deployment, Webserver
+from forge_orchestration_tests.integration.dagster_support import NO_QUEUE, Deployment, Webserver
 
 STEPS = 20
 ROUNDS = 5
@@ -138,30 +136,33 @@ def _instance(home: Path) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
+QUEUED_MORE_S = 1.5
+
+
 def bench_launch(table: Table, made: Deployment, rounds: int) -> None:
-    """From the launch in the UI to the first step: our launcher, and Dagster's default one."""
-    launchers: dict[str, Callable[[], Deployment]] = {
-        "SandboxRunLauncher": lambda: made,
-        "DefaultRunLauncher": lambda: _with_default_launcher(made),
-    }
-    times: dict[str, list[float]] = {}
-    for name, deployment in launchers.items():
-        with deployment().webserver() as server:
-            times[name] = [_first_step_s(made, server) for _ in range(rounds + 1)][1:]
-    print(f"\nfrom launchRun to the first step, medians of {rounds}")
-    medians = [table.row(name, found) for name, found in times.items()]
-    table.bar("our launcher / the default one", medians[0] / medians[1], 1.0)
-
-
-def _with_default_launcher(made: Deployment) -> Deployment:
-    changed = {
+    """From the launch in the UI to the first step: our launcher, Dagster's default one, and ours through the queue."""
+    default = {
         "  module: forge_orchestration.orchestration.run_launcher\n  class: SandboxRunLauncher\n  config:\n"
         "    memory: 1GiB\n    pids: 512\n    grace: 30s\n": "  module: dagster.core.launcher\n  class: DefaultRunLauncher\n",
         "  max_resume_run_attempts: 3\n": "  max_resume_run_attempts: 0\n",
     }
-    other = copy.copy(made)
-    other._changed = changed
-    return other
+    with (
+        made.changed("direct", NO_QUEUE).webserver() as ours,
+        made.changed("default", NO_QUEUE | default).webserver() as dagsters,
+        made.daemon(),
+        made.webserver() as through_the_queue,
+    ):
+        servers = {"SandboxRunLauncher": ours, "DefaultRunLauncher": dagsters, "through the queue": through_the_queue}
+        times: dict[str, list[float]] = {name: [] for name in servers}
+        for turn in range(rounds + 1):
+            for name in random.sample(list(servers), len(servers)):
+                took_s = _first_step_s(made, servers[name])
+                if turn:
+                    times[name].append(took_s)
+    print(f"\nfrom launchRun to the first step, medians of {rounds}, in turn")
+    direct, default_one, in_queue = (table.row(name, found) for name, found in times.items())
+    table.bar("our launcher / the default one", direct / default_one, 1.0)
+    table.bar("through the queue, seconds more", (in_queue - direct) / 1000, QUEUED_MORE_S)
 
 
 def _first_step_s(made: Deployment, server: Webserver) -> float:

@@ -155,7 +155,7 @@ def seeds() -> list[int]:
     return [int.from_bytes(os.urandom(4), "big")]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * PATIENCE)
 def test_one_round(deployment: Deployment, instance: dg.DagsterInstance) -> None:
     if "FORGE_FAULT_SEED" in os.environ:
         play(deployment, instance, seeds()[0])
@@ -165,7 +165,7 @@ def test_one_round(deployment: Deployment, instance: dg.DagsterInstance) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(2400 * PATIENCE)
 def test_twenty_kills(deployment: Deployment, instance: dg.DagsterInstance) -> None:
     hits = 0
     while hits < 20:
@@ -192,8 +192,8 @@ def kill_the_worker(deployment: Deployment, instance: dg.DagsterInstance, server
     return took_s
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])])
+@pytest.mark.timeout(600 * PATIENCE)
+@pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2400 * PATIENCE)])])
 def test_a_run_goes_on_after_its_worker_was_killed(deployment: Deployment, instance: dg.DagsterInstance, kills: int) -> None:
     seed = seeds()[0]
     print(f"seed {seed}")
@@ -205,7 +205,7 @@ def test_a_run_goes_on_after_its_worker_was_killed(deployment: Deployment, insta
     assert max(took) < (MONITOR_S + 5) * PATIENCE
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * PATIENCE)
 def test_an_execution_that_outlives_its_worker_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `on_controller_loss = "continue"` what a killed worker had begun is waited for, and not begun again."""
     made = Deployment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ class Deployment:
 
     def __init__(self, folder: Path, settings: str = "", changed: Mapping[str, str] | None = None) -> None:
         self._changed = dict(changed or {})
+        self._launch_name = "launch"
         self.home = folder / "forge home"
         self.analyses = folder / "analyses"
         self.analyses.mkdir()
@@ -51,6 +53,12 @@ class Deployment:
         self._temporary = folder / "tmp"  # Dagster's servers that are killed leave their sockets in it
         self._temporary.mkdir()
         (self.home / "settings.toml").write_text(f'analysis_folders = ["{self.analyses}"]\n{settings}')
+
+    def changed(self, name: str, changed: Mapping[str, str]) -> Deployment:
+        """The same home and analyses with another `dagster.yaml`, in a folder called `name`."""
+        other = copy.copy(self)
+        other._changed, other._launch_name = dict(changed), name
+        return other
 
     def add_analysis(self, name: str, script: str = "", definition: str = "", command: str = "[python, run.py]") -> None:
         """A folder with an `analysis.yaml` in `forge-python` and a `run.py`; `command` empty for none."""
@@ -143,7 +151,7 @@ class Deployment:
         """The checkout, whose `dagster.yaml` holds without DAGSTER_HOME; where it cannot be written, as Dagster wants, a folder with its files."""
         if os.access(REPOSITORY, os.W_OK) and not self._changed and PATIENCE == 1:
             return REPOSITORY
-        folder = self.home.parent / "launch"
+        folder = self.home.parent / self._launch_name
         folder.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / "workspace.yaml", folder)
         text = (REPOSITORY / "dagster.yaml").read_text()
