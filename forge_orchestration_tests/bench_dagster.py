@@ -11,6 +11,8 @@ The others have Dagster as it comes. All take as many steps at one time and are 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import random
 import shutil
@@ -21,11 +23,16 @@ import time
 from pathlib import Path
 
 import dagster as dg
+import websockets
 
+from forge_orchestration.operations.workers import WorkerFolder
+from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table
-from forge_orchestration_tests.integration.dagster_support import NO_QUEUE, Deployment, Webserver
+from forge_orchestration_tests.integration.dagster_support import NO_QUEUE, Deployment, Webserver, wait_for
 
 STEPS = 20
+LINES = 25
+FLOOD_BYTES = 200 * 2**20
 ROUNDS = 5
 PLAIN = f"""
 import subprocess
@@ -80,6 +87,7 @@ def main() -> int:
             made.add_analysis(f"s{number:02}", command="['true']")
         bench_steps(table, made, rounds)
         bench_launch(table, made, rounds)
+        bench_logs(table, made)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if table.failed else 0
@@ -163,6 +171,53 @@ def bench_launch(table: Table, made: Deployment, rounds: int) -> None:
     direct, default_one, in_queue = (table.row(name, found) for name, found in times.items())
     table.bar("our launcher / the default one", direct / default_one, 1.0)
     table.bar("through the queue, seconds more", (in_queue - direct) / 1000, QUEUED_MORE_S)
+
+
+def bench_logs(table: Table, made: Deployment) -> None:
+    """How soon a line is seen in the UI, and what a flood of them costs a run's worker."""
+    lines = f"import time\nfor _ in range({LINES}):\n    print(time.time(), flush=True)\n    time.sleep(0.2)\n"
+    flood = f"import os\nfor _ in range({FLOOD_BYTES >> 16}):\n    os.write(1, b'x' * 65535 + b'\\n')\n"
+    made.add_analysis("lines", lines)
+    made.add_analysis("flood", flood)
+    with made.changed("logs", NO_QUEUE).webserver() as server:
+        first, second = server.start("lines"), server.start("lines")  # two steps in one process have logs of their own too
+        seen_after_s = asyncio.run(_seen_after_s(server, made, first))
+        server.wait(second)
+        print("\na line of an analysis, from its printing to the GraphQL subscription")
+        seen_ms = table.row("seen", seen_after_s)
+        table.bar("seconds, median", seen_ms / 1000, 0.5)
+        peaks = {}
+        for name in ("s00", "flood"):
+            run_id = server.start(name)
+            assert server.wait(run_id) == "SUCCESS"
+            folder = WorkerFolder(load_settings(made.home).workers_dir, run_id)
+            end = wait_for("the worker's end", folder.end)
+            assert end.peak_memory_bytes is not None
+            peaks[name] = end.peak_memory_bytes / 2**20
+    print(f"\na run's worker while an analysis prints {FLOOD_BYTES / 2**20:.0f} MiB")
+    print(f"  peak {peaks['flood']:.1f} MiB, and {peaks['s00']:.1f} MiB of one that prints nothing")
+    table.bar("MiB more", peaks["flood"] - peaks["s00"], 20)
+
+
+async def _seen_after_s(server: Webserver, made: Deployment, run_id: str) -> list[float]:
+    """By the same subscription as the UI has."""
+    captured = wait_for(
+        "the step's logs", lambda: [one for one in server.events(run_id) if one["__typename"] == "LogsCapturedEvent"]
+    )
+    query = "subscription($key: [String!]!) { capturedLogs(logKey: $key) { stdout cursor } }"
+    start = {"query": query, "variables": {"key": [run_id, "compute_logs", captured[0]["fileKey"]]}}
+    after_s: list[float] = []
+    address = server.url.replace("http", "ws") + "/graphql"
+    async with websockets.connect(address, subprotocols=[websockets.Subprotocol("graphql-ws")]) as channel:
+        await channel.send(json.dumps({"type": "connection_init", "payload": {}}))
+        await channel.send(json.dumps({"type": "start", "id": "1", "payload": start}))
+        while len(after_s) < LINES:
+            answer = json.loads(await asyncio.wait_for(channel.recv(), 60))
+            if answer["type"] == "data":
+                now = time.time()
+                text = answer["payload"]["data"]["capturedLogs"]["stdout"] or ""
+                after_s += [now - float(line) for line in text.split()]
+    return after_s[5:]  # those that were there before anybody looked
 
 
 def _first_step_s(made: Deployment, server: Webserver) -> float:

@@ -148,6 +148,10 @@ def function_definition(
     Raises:
         SpecError: It has no file or no name of its own, or a parameter that cannot be given to it.
     """
+    if not inspect.isfunction(function):
+        raise SpecError(
+            f"{function!r:.80} is no function.", "Decorate a plain function, at the top of a module or in a class there."
+        )
     where = f"the function {function.__qualname__} of {function.__module__}"
     folder, module, files = _place(function, where)
     inputs, params = _parameters(function, ins, where)

@@ -23,6 +23,7 @@ from forge_orchestration.executors.recovery import TRIAL, Reconciled
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.operations.workers import WorkerFolder
+from forge_orchestration.orchestration.reconciliation import end_lost_runs
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
 from forge_orchestration_tests.faults import victims
@@ -203,6 +204,26 @@ def test_a_run_goes_on_after_its_worker_was_killed(deployment: Deployment, insta
     see_nothing_left(deployment)
     print("recovered within", ", ".join(f"{one:.1f} s" for one in took))
     assert max(took) < (MONITOR_S + 5) * PATIENCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600 * PATIENCE)
+def test_a_run_whose_worker_dies_before_its_first_step_is_launched_once_more(
+    deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    settings = load_settings(deployment.home)
+    with deployment.daemon(), deployment.webserver() as server:
+        run_id = server.start("step_0")
+        folder = WorkerFolder(settings.workers_dir, run_id)
+        worker = wait_for("its worker", folder.worker)
+        worker.process.send(signal.SIGKILL)
+        assert not instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START)
+        wait_until("the worker's end", lambda: not worker.process.is_alive)
+        assert end_lost_runs(instance, Engine(settings)) == [run_id]  # as the sensor does, within two minutes
+        again = wait_for("another run", lambda: [run for run in instance.get_runs() if run.parent_run_id == run_id])
+        assert server.wait(again[0].run_id) == "SUCCESS"
+    assert [run.run_id for run in instance.get_runs() if run.parent_run_id == run_id] == [again[0].run_id]
+    see_nothing_left(deployment)
 
 
 @pytest.mark.timeout(600 * PATIENCE)

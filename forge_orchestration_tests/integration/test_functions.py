@@ -188,6 +188,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (partial(function_definition, _wrong_default, name="wrong"), "must be of type int"),
     (partial(function_definition, _later), "not known what"),
     (partial(function_definition, lambda: 1), "cannot find the function"),
+    (partial(function_definition, staticmethod(forge_functions.helper)), "is no function"),
+    (partial(function_definition, print), "is no function"),
     (partial(function_definition, forge_functions.helper, name="1st"), "cannot be an analysis' name"),
     (partial(function_definition, forge_functions.helper, limits={"memory": "much"}), "much"),
     (partial(function_definition, forge_functions.helper, env={"FORGE_SEED": "1"}), "is Forge's own"),
