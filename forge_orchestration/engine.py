@@ -178,13 +178,15 @@ class Engine:
             from forge_orchestration.executions.code import check_code  # a bare command need not wait for what it loads
 
             check_code(Path(spec.folder), spec.files)
+        own = spec.folder if not spec.files else None  # else not all of it is copied
         return chosen, tuple(
-            resolve_input(name, self._pinned(source, spec), self.settings, chosen.site_packages, self.store, spec.folder)
+            resolve_input(name, self._pinned(source, spec), self.settings, chosen.site_packages, self.store, own)
             for name, source in spec.inputs.items()
         )
 
     def _pinned(self, source: str, spec: AnalysisSpec) -> str:
-        return upstream.pinned(source, self.store, self.settings.executions_dir, spec.dagster_run_id)
+        run_ids = [spec.dagster_run_id] if spec.dagster_run_id is not None else []
+        return upstream.pinned(source, self.store, self.settings.executions_dir, run_ids)
 
     def _enter(self, admission: Admission, spec: AnalysisSpec, folder: ExecutionFolder, wait_for_room: bool) -> str:
         """Claim a place; returns what it waits for, if it has to."""

@@ -24,16 +24,20 @@ from typing import Any
 _HINT = "Return a data frame, an AnnData, an array, a figure, bytes, the path of a file, or what JSON can hold."
 
 
-class _Absent:
+class _Absent(Exception):
     """Whatever a module uses to define assets: the runtime need not have Dagster, and the decorated function is itself."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.__name__ = name
+
+    def __str__(self) -> str:
+        return f"{self.__name__}: {super().__str__()}"
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if len(arguments) == 1 and not options and (inspect.isfunction(arguments[0]) or inspect.isclass(arguments[0])):
             return arguments[0]
-        return self
+        return _Absent(self.__name__, *arguments)  # which may be raised
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
@@ -41,7 +45,7 @@ class _Absent:
         return _Absent(f"{self.__name__}.{name}")
 
     def __mro_entries__(self, bases: Any) -> tuple[type, ...]:
-        return ()
+        return (_AbsentBase,)
 
     def __getitem__(self, key: object) -> _Absent:
         return self
@@ -49,7 +53,10 @@ class _Absent:
     def __or__(self, other: object) -> _Absent:
         return self
 
-    __ror__ = __or__
+    __ror__ = __and__ = __rand__ = __sub__ = __rsub__ = __add__ = __radd__ = __or__
+
+    def __invert__(self) -> _Absent:
+        return self
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
@@ -59,6 +66,14 @@ class _Absent:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+class _AbsentBase(Exception):
+    """In the place of a class that is not here: it takes anything, and can be raised with what it was given."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, *options.values())
+        self.__dict__.update(options)
 
 
 class _AbsentModule(types.ModuleType):
@@ -108,6 +123,10 @@ def read(path: str, wanted: object) -> Any:
         from pathlib import Path
 
         return Path(path)
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".bin" or _named(wanted) == "bytes":
+        with open(path, "rb") as file:
+            return file.read()
     with open(path, "rb") as file:
         head = file.read(8)
     if head.startswith(b"PAR1"):
@@ -122,7 +141,6 @@ def read(path: str, wanted: object) -> Any:
         import numpy
 
         return numpy.load(path, allow_pickle=False)
-    suffix = os.path.splitext(path)[1]
     if suffix == ".json":
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -130,9 +148,6 @@ def read(path: str, wanted: object) -> Any:
         import pandas
 
         return pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
-    if suffix == ".bin" or _named(wanted) == "bytes":
-        with open(path, "rb") as file:
-            return file.read()
     from pathlib import Path
 
     return Path(path)
@@ -161,10 +176,15 @@ def write(value: Any, folder: str) -> None:
         with open(target + ".bin", "wb") as file:
             file.write(value)
     elif isinstance(value, os.PathLike):
-        shutil.copyfile(value, target + (os.path.splitext(os.fspath(value))[1] or ".bin"))
+        copy = target + (os.path.splitext(os.fspath(value))[1] or ".bin")
+        if os.path.realpath(value) != os.path.realpath(copy):  # else it has written it there itself
+            shutil.copyfile(value, copy)
     else:
         with open(target + ".json", "w", encoding="utf-8") as file:
             json.dump(value, file, allow_nan=False)
+    others = sorted(name for name in os.listdir(folder) if name.startswith("result."))
+    if len(others) != 1:
+        raise ValueError(f"there are {', '.join(others)}, and the name is the result's alone")
 
 
 def arguments_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from forge_orchestration.model.messages import Message
 from forge_orchestration.settings import MessageSettings
 
 _MAX_NAME, _MAX_TEXT, _MAX_VALUES = 128, 4096, 256
+_MAX_EXTRAS_BYTES = 64 * 2**10
 _PIPES_FIELDS = {"__dagster_pipes_version", "method", "params"}
 _PIPES_PARAMS = {
     "opened": {"extras"}, "closed": {"exception"}, "log": {"message", "level"}, "report_custom_message": {"payload"},
@@ -106,11 +107,13 @@ class MessageParser:
 
 def pipes_environment(asset: str, run_id: str, params: Mapping[str, object], messages: str) -> dict[str, str]:
     """What `open_dagster_pipes()` looks for: a script that was written for Dagster Pipes finds this channel by itself."""
-    context = {
+    context: dict[str, object] = {
         "asset_keys": [asset], "code_version_by_asset_key": {asset: None}, "provenance_by_asset_key": {asset: None}, "partition_key": None,
         "partition_key_range": None, "partition_time_window": None, "run_id": run_id, "job_name": None, "retry_number": 0,
         "extras": dict(params),
     }  # fmt: skip
+    if len(msgspec.json.encode(context["extras"])) > _MAX_EXTRAS_BYTES:
+        context["extras"] = {}  # the kernel takes no variable of more than 128 KiB; they are in /forge/params.json
     return {
         "DAGSTER_PIPES_CONTEXT": _pipes_parameter({"data": context}),
         "DAGSTER_PIPES_MESSAGES": _pipes_parameter({"path": messages}),

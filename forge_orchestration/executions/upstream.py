@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,11 +24,11 @@ class Latest(Protocol):
         """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None."""
 
 
-def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_id: str | None) -> str:
+def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_ids: Sequence[str] = ()) -> str:
     """`source` with the execution that it stands for now; any but `asset://…` as it is.
 
     Args:
-        dagster_run_id: What this very run has made comes before what is later of others.
+        dagster_run_ids: What these runs have made comes first, in this order, before what is later of others.
 
     Raises:
         SpecError: Nothing has succeeded yet, or it has no such output.
@@ -35,7 +36,8 @@ def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_id: str
     if not source.startswith(ASSET):
         return source
     name, _, output = source.removeprefix(ASSET).partition("/")
-    execution_id = store.latest_success(name, dagster_run_id) or store.latest_success(name, None)
+    found_ids = (store.latest_success(name, run_id) for run_id in (*dagster_run_ids, None))
+    execution_id = next((one for one in found_ids if one is not None), None)
     if execution_id is None:
         raise SpecError(f"Input {source} is not there yet: no execution of '{name[:80]}' has succeeded.", "Run that one first.")
     record = ExecutionFolder(executions_dir, execution_id).read_record()
@@ -44,7 +46,7 @@ def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_id: str
     if len(found) != 1:
         known = ", ".join(dict.fromkeys(one.name for one in declared)) or "none"
         raise SpecError(
-            f"Input {source} is {len(found) or 'no'} output{'s' * (len(found) != 1)} of execution {execution_id}.",
+            f"Input {source} is {len(found) or 'none'} of the outputs of execution {execution_id}, and must be one.",
             f"Name one: {ASSET}{name}/OUTPUT. Its outputs: {known}.",
         )
     return f"{EXECUTION}{execution_id}/{found[0].path}"

@@ -8,12 +8,23 @@ from collections.abc import Callable
 import msgspec
 
 from forge_orchestration.engine import Engine, Listener
+from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions.upstream import EXECUTION
 from forge_orchestration.model.limits import Limits, limits_as_written
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 
 _LIMIT_OF = {EndReason.MEMORY: ("memory", "memory_bytes"), EndReason.WALL_TIME: ("wall_time", "wall_time_s")}
+
+
+def repeated(spec: AnalysisSpec, record: ExecutionRecord) -> AnalysisSpec:
+    """The request to do once more what `record` tells of: with its limits, and the very outputs of others that it had read."""
+    read = {one.name: one.source for one in record.inputs if one.source.startswith(EXECUTION) and one.name in spec.inputs}
+    return msgspec.structs.replace(
+        spec, attempt=record.attempt + 1, previous_execution_id=record.execution_id, limits=record.limits, chosen_by=record.chosen_by,
+        inputs={**spec.inputs, **read},
+    )  # fmt: skip
 
 
 def next_attempt(spec: AnalysisSpec, record: ExecutionRecord, maximum: Limits) -> tuple[AnalysisSpec, str] | None:
@@ -32,15 +43,14 @@ def next_attempt(spec: AnalysisSpec, record: ExecutionRecord, maximum: Limits) -
     wanted = min(type(had)(had * retry.factor), getattr(maximum, field))
     if wanted <= had:
         return None
-    limits = msgspec.structs.replace(record.limits, **{field: wanted})
+    again = repeated(spec, record)
+    limits = msgspec.structs.replace(again.limits, **{field: wanted})
     before, after = limits_as_written(record.limits)[key], limits_as_written(limits)[key]
+    chosen_by = {**again.chosen_by, key: f"retry with more: {before} was too little"}
     return (
-        msgspec.structs.replace(
-            spec, limits=limits, attempt=record.attempt + 1, previous_execution_id=record.execution_id,
-            chosen_by={**spec.chosen_by, key: f"retry with more: {before} was too little"},
-        ),
+        msgspec.structs.replace(again, limits=limits, chosen_by=chosen_by),
         f"It is tried again with a {key} limit of {after} instead of {before}, attempt {record.attempt + 1} of {retry.attempts}.",
-    )  # fmt: skip
+    )
 
 
 def run_with_more(
@@ -53,7 +63,7 @@ def run_with_more(
         told: Called between two attempts, with the record of the one before and a sentence.
 
     Raises:
-        ForgeError: Nothing was started.
+        ForgeError: Nothing was started at all.
     """
     record = engine.run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
     while not (cancel is not None and cancel.is_set()):
@@ -61,5 +71,9 @@ def run_with_more(
         if found is None:
             break
         told(record, found[1])
-        record = engine.run(found[0], listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+        try:
+            record = engine.run(found[0], listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+        except ForgeError as error:  # what ended has ended all the same
+            told(record, f"It could not be: {error}")
+            break
     return record

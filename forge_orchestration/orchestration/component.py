@@ -1,7 +1,7 @@
 """`type: forge_orchestration.Analysis`: an analysis folder as a Dagster component, for projects that `dg` manages.
 
-The folder is as it is everywhere: scripts and an `analysis.yaml`. What is in `attributes` of its `defs.yaml` stands in its place:
-a folder with that file alone is an analysis too, and `forge run` takes it.
+The folder is as it is everywhere: scripts and an `analysis.yaml`, or the same keys as `attributes` of its `defs.yaml`: a folder with
+that file alone is an analysis too, and `forge run` takes it.
 """
 
 import textwrap
@@ -13,6 +13,7 @@ import msgspec
 from pydantic import ConfigDict, Field
 
 from forge_orchestration.analyses import definition_from, read_definition, with_rules
+from forge_orchestration.errors import SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.orchestration.analysis_assets import analysis_asset
 from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
@@ -107,6 +108,8 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
         folder = Path(context.path)
         folder = folder if folder.is_dir() else folder.parent
         own: dict[str, Any] = self.model_dump(exclude_none=True)
+        if own and (folder / "analysis.yaml").is_file():
+            raise SpecError(f"{folder} has both an analysis.yaml and attributes in its defs.yaml.", "Remove one of them.")
         definition = definition_from(msgspec.to_builtins(own), folder, folder / "defs.yaml") if own else read_definition(folder)
         asset = analysis_asset(with_rules(definition, settings), settings, runtime_names(settings), executor_names())
         job = dg.define_asset_job(definition.name, selection=[definition.name], description=definition.description or None)

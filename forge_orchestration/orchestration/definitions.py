@@ -1,7 +1,7 @@
 """All of Forge's Dagster definitions, made from settings, analyses and runtimes when this is loaded."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -9,8 +9,9 @@ import dagster as dg
 from forge_orchestration.analyses import analysis_folders, read_definition, with_rules
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration import full_verification, runtime_repair
-from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, usable_name
+from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, upstream_assets, usable_name
 from forge_orchestration.orchestration.health import health_definitions
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
 from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
@@ -44,10 +45,13 @@ def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequ
     """An asset for each folder; one that cannot be used is shown as such, and the others are there all the same."""
     assets: list[dg.AssetsDefinition] = []
     taken, executors = set(folders), executor_names()
+    definitions = {name: found for name, folder in folders.items() if (found := _readable(folder)) is not None}
     for name, folder in folders.items():
         try:
             _check_name(name, folders)
-            assets.append(analysis_asset(with_rules(read_definition(folder), settings), settings, runtimes, executors))
+            definition = definitions.get(name) or read_definition(folder)
+            _check_upstream(name, definitions)
+            assets.append(analysis_asset(with_rules(definition, settings), settings, runtimes, executors))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
             _log.warning("An analysis cannot be used: %s", told)
@@ -55,6 +59,29 @@ def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequ
             taken.add(shown)
             assets.append(broken_asset(shown, told))
     return assets
+
+
+def _readable(folder: Path) -> AnalysisDefinition | None:
+    try:
+        return read_definition(folder)
+    except ForgeError:
+        return None
+
+
+def _check_upstream(name: str, definitions: Mapping[str, AnalysisDefinition]) -> None:
+    """Refuse an analysis that reads, by way of others, what it makes itself: Dagster would refuse all definitions for it.
+
+    Raises:
+        SpecError: Names those.
+    """
+    seen: list[str] = []
+    coming = upstream_assets(definitions[name])
+    while coming:
+        if (other := coming.pop()) == name:
+            raise SpecError(f"Analysis '{name}' reads what it makes itself, by way of {', '.join(seen) or 'nothing'}.")
+        if other in definitions and other not in seen:
+            seen.append(other)
+            coming += upstream_assets(definitions[other])
 
 
 def _check_name(name: str, names: Collection[str]) -> None:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin, get_type_hints
 
 import dagster as dg
@@ -102,14 +102,14 @@ def forge_asset(
     return analysis_asset(definition, settings, runtime_names(settings), executor_names())
 
 
-def forge_op(function: _Function | None = None, *, retry_policy: dg.RetryPolicy | None = None, **options: Unpack[Options]) -> Any:
+def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> Any:
     """An op whose function runs in a sandbox; as `forge_asset`, but positional parameters are what other Forge ops returned.
 
     Raises:
         SpecError: The function cannot be run so; the sentence says why.
     """
     if function is None:
-        return lambda decorated: forge_op(decorated, retry_policy=retry_policy, **options)
+        return lambda decorated: forge_op(decorated, **options)
     settings = load_settings()
     definition = with_rules(function_definition(function, **options), settings)
 
@@ -122,8 +122,10 @@ def forge_op(function: _Function | None = None, *, retry_policy: dg.RetryPolicy 
                     allow_retries=False,
                 )
         record = run_analysis(context, definition, settings, {parameter: str(value) for parameter, value in given.items()})
-        (result,) = [output for output in record.outputs if output.name == RESULT]
-        value = ForgeOutput(execution_id=record.execution_id, path=result.path)
+        results = [output for output in record.outputs if output.name == RESULT]
+        if len(results) != 1:
+            raise dg.Failure(f"'{definition.name}' has left more than one file {RESULT}.*: {record.folder}.", allow_retries=False)
+        value = ForgeOutput(execution_id=record.execution_id, path=results[0].path)
         return dg.Output(value, metadata={**record_metadata(record), **output_previews(record)})
 
     # Dagster knows what stands at which place from the signature
@@ -136,7 +138,6 @@ def forge_op(function: _Function | None = None, *, retry_policy: dg.RetryPolicy 
         ins={parameter: dg.In() for parameter in definition.inputs},
         out=dg.Out(ForgeOutput),
         config_schema=schema_of(definition, settings, runtime_names(settings), executor_names()),
-        retry_policy=retry_policy,
     )(runs_in_sandbox(run))
 
 
@@ -194,7 +195,7 @@ def _place(function: _Function, where: str) -> tuple[Path, str, tuple[str, ...]]
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise SpecError(f"It is not known what {where} returns.", "Write a plain function that returns its result.")
     try:
-        file = Path(inspect.getfile(function)).resolve(strict=True)
+        file = Path(inspect.getfile(inspect.unwrap(function))).resolve(strict=True)
     except (OSError, TypeError) as error:
         raise SpecError(f"There is no file of {where}: a sandbox could not read it.", "Write it in a module.") from error
     top, words = file.parent, [] if file.name == "__init__.py" else [file.stem]
@@ -207,10 +208,12 @@ def _place(function: _Function, where: str) -> tuple[Path, str, tuple[str, ...]]
 def _parameters(function: _Function, ins: Mapping[str, str], where: str) -> tuple[dict[str, InputSource], dict[str, Param]]:
     inputs, params = {}, {}
     for name, parameter in inspect.signature(function).parameters.items():
+        if name == "context":
+            raise SpecError(f"{where.capitalize()} wants a context: in a sandbox there is nothing of Dagster.", "Leave it out.")
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             params[name] = _param(parameter, function, where)
         elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter.default is inspect.Parameter.empty:
-            inputs[name] = InputSource(path=ASSET + ins.get(name, f"{name}/{RESULT}"), description=_type_name(parameter.annotation))
+            inputs[name] = InputSource(path=ASSET + ins.get(name, name), description=_type_name(parameter.annotation))
         else:
             raise SpecError(
                 f"Parameter '{name}' of {where} is neither another asset nor a parameter of a launch.",
@@ -223,8 +226,9 @@ def _parameters(function: _Function, ins: Mapping[str, str], where: str) -> tupl
 
 def _param(parameter: inspect.Parameter, function: _Function, where: str) -> Param:
     kind: Any = parameter.annotation
-    with contextlib.suppress(NameError, TypeError, AttributeError):
-        kind = get_type_hints(function)[parameter.name]  # written as text, in a module that says so
+    with contextlib.suppress(NameError, TypeError, AttributeError):  # one may be written as text, and another not be known here
+        alone = SimpleNamespace(__annotations__={parameter.name: kind})
+        kind = get_type_hints(alone, function.__globals__)[parameter.name]
     choices = list(get_args(kind)) if get_origin(kind) is Literal else None
     name = "str" if choices and all(isinstance(choice, str) for choice in choices) else _TYPES.get(kind)
     if name is None:

@@ -7,6 +7,7 @@ the other has written, and both may be at work at once.
 
 import contextlib
 import os
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -61,8 +62,14 @@ class OpenEventLogStorage(SqliteEventLogStorage):
     def _connect(self, shard: str) -> Iterator[sqlalchemy.Connection]:
         with self._db_lock:
             database = self._opened(shard)
-            with database.engine.connect() as connection, connection.begin():
-                yield connection
+            try:
+                with database.engine.connect() as connection, connection.begin():
+                    yield connection
+            except BaseException:
+                # what was not read to its end keeps an old view of the database open, and whoever is next would see that
+                self._open.pop(shard, None)
+                database.close()
+                raise
 
     def _opened(self, shard: str) -> _Open:
         database = self._open.pop(shard, None)
@@ -89,7 +96,7 @@ class OpenEventLogStorage(SqliteEventLogStorage):
     def _copy_template(self, path: str) -> bool:
         if os.path.exists(path):
             return False  # it is being made by another process
-        copied = f"{path}.{os.getpid()}.tmp"
+        copied = f"{path}.{secrets.token_hex(8)}.tmp"
         try:
             shutil.copyfile(self._template, copied)
             os.link(copied, path)
@@ -103,7 +110,7 @@ class OpenEventLogStorage(SqliteEventLogStorage):
         return True
 
     def _keep_template(self, path: str) -> None:
-        made = f"{self._template}.{os.getpid()}.tmp"
+        made = f"{self._template}.{secrets.token_hex(8)}.tmp"
         with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(made)) as target:
             source.backup(target)
             target.execute("DELETE FROM event_logs")
@@ -113,7 +120,8 @@ class OpenEventLogStorage(SqliteEventLogStorage):
     def store_event(self, event: dg.EventLogEntry) -> None:
         super().store_event(event)
         # who watches a run waits for its file to change, and with a write-ahead log it does not
-        os.utime(self.path_for_shard(event.run_id))
+        with contextlib.suppress(FileNotFoundError):  # somebody has wiped all runs
+            os.utime(self.path_for_shard(event.run_id))
 
     def dispose(self) -> None:
         super().dispose()
@@ -147,7 +155,9 @@ def _has_schema(path: str) -> bool:
     if not os.path.exists(path):
         return False
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)) as database:
+        with contextlib.closing(
+            sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS)
+        ) as database:
             return database.execute("SELECT 1 FROM alembic_version").fetchone() is not None
     except sqlite3.DatabaseError:
         return False

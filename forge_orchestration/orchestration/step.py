@@ -17,7 +17,7 @@ from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec
-from forge_orchestration.operations.retry_with_more import next_attempt
+from forge_orchestration.operations.retry_with_more import next_attempt, repeated
 from forge_orchestration.operations.take_over import is_its_own_end, last_of_step, take_over
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.live import RunLog
@@ -29,6 +29,7 @@ from forge_orchestration.settings import Settings
 
 TRANSIENT_RETRIES = 3
 TRANSIENT_WAIT_S = 10
+_MAX_PARENTS = 100  # of re-executions of re-executions
 
 
 def materialize(
@@ -69,8 +70,10 @@ def run_analysis(
             dagster_step_key=key,
         )
         engine = Engine(settings)
-        if definition.function:
-            spec = msgspec.structs.replace(spec, inputs=_files_of(spec, inputs, engine))
+        sources = _pinned(spec.inputs if inputs is None else inputs, context, engine)
+        if definition.function:  # by the ending it is known what is in a file
+            sources = {name + PurePosixPath(source).suffix: source for name, source in sources.items()}
+        spec = msgspec.structs.replace(spec, inputs=sources)
         with cancellation(thread) as cancel:
             try:
                 record = _run(engine, spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
@@ -78,7 +81,8 @@ def run_analysis(
                 log.finish()
     except ForgeError as error:
         if error.transient:
-            raise dg.RetryRequested(max_retries=TRANSIENT_RETRIES, seconds_to_wait=TRANSIENT_WAIT_S) from error
+            most = definition.retry_with_more.attempts - 1 + TRANSIENT_RETRIES
+            raise dg.RetryRequested(max_retries=most, seconds_to_wait=TRANSIENT_WAIT_S) from error
         raise failure_of(error) from None
     for finding in record.guard.findings if record.guard is not None else ():
         context.log.warning(f"{finding.verdict}: {finding.target}: {finding.what}")
@@ -87,20 +91,24 @@ def run_analysis(
         raise dg.DagsterExecutionInterruptedError
     if not record.succeeded:
         failure = dg.Failure(record.message, {**record_metadata(record), **stderr_tail(record)}, allow_retries=False)
-        if (more := next_attempt(spec, record, settings.maximum)) is not None:
+        more = next_attempt(spec, record, settings.maximum)
+        if more is not None and not context.get_step_execution_context().retry_mode.disabled:
             context.log.warning(f"{record.message} {more[1]}")
             raise dg.RetryRequested(max_retries=spec.retry_with_more.attempts - 1 + TRANSIENT_RETRIES) from failure
         raise failure
     return record
 
 
-def _files_of(spec: AnalysisSpec, inputs: Mapping[str, str] | None, engine: Engine) -> dict[str, str]:
-    """Inputs of a function: each the file of one execution, with the ending by which it is known what is in it."""
-    files = {}
-    for name, source in (spec.inputs if inputs is None else inputs).items():
-        file = upstream.pinned(source, engine.store, engine.settings.executions_dir, spec.dagster_run_id)
-        files[name + PurePosixPath(file).suffix] = file
-    return files
+def _pinned(sources: Mapping[str, str], context: dg.OpExecutionContext, engine: Engine) -> dict[str, str]:
+    """Sources with the execution that each stands for: what this run has made, or those that it is a re-execution of, comes first."""
+    run_ids: list[str] = []
+    run: dg.DagsterRun | None = context.run
+    while run is not None and len(run_ids) < _MAX_PARENTS:
+        run_ids.append(run.run_id)
+        run = context.instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return {
+        name: upstream.pinned(source, engine.store, engine.settings.executions_dir, run_ids) for name, source in sources.items()
+    }
 
 
 def _run(
@@ -121,8 +129,7 @@ def _run(
             context.log.info(f"Execution {before.execution_id} was lost ({before.end_reason}); it is run again.")
         if before is not None:
             more = next_attempt(spec, before, engine.settings.maximum)
-            again = msgspec.structs.replace(spec, attempt=before.attempt + 1, previous_execution_id=before.execution_id)
-            spec = again if more is None else more[0]
+            spec = repeated(spec, before) if more is None else more[0]
     return engine.run(spec, listener=log, cancel=cancel)
 
 

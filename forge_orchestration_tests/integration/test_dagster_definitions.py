@@ -182,6 +182,9 @@ BROKEN = {
     "verify_in_full": "command: [python]\n",
     "bad name's\nhere": "command: [python]\n",
     "__ASSET_JOB": "command: [python]\n",
+    "hen": "command: [python]\ninputs: {x: {path: 'asset://egg'}}\n",
+    "egg": "command: [python]\ninputs: {x: {path: 'asset://hen/chick'}, y: {path: 'asset://good/table'}}\n",
+    "itself": "command: [python]\ninputs: {x: {path: 'asset://itself'}}\n",
 }
 
 

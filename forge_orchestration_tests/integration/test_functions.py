@@ -157,7 +157,7 @@ def test_the_page_of_an_asset_says_what_it_is() -> None:
     asset = forge_functions.joined
     (text,) = asset.descriptions_by_key.values()
     assert text.startswith("All words as one.")
-    for part in ("`asset://words/result` list[str]", "Returns `str`", "by = -"):
+    for part in ("`asset://words` list[str]", "Returns `str`", "by = -"):
         assert part in text, text
     assert [key.to_user_string() for spec in asset.specs for key in (dep.asset_key for dep in spec.deps)] == ["words"]
 
@@ -169,6 +169,18 @@ def _untyped(*, by: Any = 1) -> None: ...
 
 
 def _wrong_default(*, by: int = "many") -> None: ...  # type: ignore[assignment]
+
+
+def _context(context: Any, words: list[str]) -> None: ...
+
+
+def _choice(table: not_known.here, *, by: Literal["a", "b"] = "a") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_one_annotation_that_is_not_known_here_hides_no_other() -> None:
+    definition = function_definition(_choice, name="x")
+    assert definition.params["by"].choices == ["a", "b"]
+    assert definition.inputs["table"].description == "not_known.here"
 
 
 def _everything(*words: str) -> None: ...
@@ -184,6 +196,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (partial(function_definition, _positional_default), "'by' of the function _positional_default"),
     (partial(function_definition, _everything), "'words' of the function _everything"),
     (partial(function_definition, _untyped), "is of type Any"),
+    (partial(function_definition, _context), "wants a context"),
     (partial(function_definition, _numbers), "is of type"),
     (partial(function_definition, _wrong_default, name="wrong"), "must be of type int"),
     (partial(function_definition, _later), "not known what"),

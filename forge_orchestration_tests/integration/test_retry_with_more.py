@@ -9,9 +9,9 @@ import pytest
 
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.record import ExecutionRecord, InputFacts
 from forge_orchestration.model.spec import AnalysisSpec, RetryWithMore
-from forge_orchestration.operations.retry_with_more import next_attempt
+from forge_orchestration.operations.retry_with_more import next_attempt, repeated
 from forge_orchestration_tests.conftest import PATIENCE, Forge
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
@@ -46,6 +46,16 @@ class TestNextAttempt:
     @pytest.mark.parametrize("reason", sorted(set(EndReason) - {EndReason.MEMORY, EndReason.WALL_TIME}))
     def test_no_other_end(self, reason: EndReason) -> None:
         assert next_attempt(SPEC, ended(reason), MAXIMUM) is None
+
+    def test_one_that_was_lost_is_repeated_with_what_it_had(self) -> None:
+        spec = msgspec.structs.replace(SPEC, inputs={"table": "asset://cells/table", "file": "/x"})
+        before = msgspec.structs.replace(
+            ended(EndReason.CONTROLLER_LOST, attempt=2, memory_bytes=2**29), chosen_by={"memory": "retry with more"},
+            inputs=[InputFacts(name="table", source="execution://a/t.csv", sha256="0", bytes=1), InputFacts(name="file", source="/x", sha256="0", bytes=1)],
+        )  # fmt: skip
+        again = repeated(spec, before)
+        assert (again.attempt, again.limits.memory_bytes, again.chosen_by) == (3, 2**29, {"memory": "retry with more"})
+        assert again.inputs == {"table": "execution://a/t.csv", "file": "/x"}
 
     def test_not_more_often_than_said(self) -> None:
         assert next_attempt(SPEC, ended(EndReason.MEMORY, attempt=3), MAXIMUM) is None
