@@ -238,7 +238,8 @@ def test_valid_messages_without_end(arena: Arena) -> None:
     outcome = arena.run("exhaust/message_flood", form="valid", bytes=1 << 40, wait=False)
     assert outcome.attempts and not outcome.finished, outcome
     outcome.assert_ended("output_rejected")
-    assert "10000 messages" in outcome.record.message
+    # by the cap on all of them, or, where the host is quick, by that on the rate
+    assert "10000 messages" in outcome.record.message or "5000 messages within a second" in outcome.record.message
 
 
 def test_space_for_messages(arena: Arena) -> None:
