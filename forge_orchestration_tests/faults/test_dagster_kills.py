@@ -156,6 +156,7 @@ def seeds() -> list[int]:
     return [int.from_bytes(os.urandom(4), "big")]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 * PATIENCE)
 def test_one_round(deployment: Deployment, instance: dg.DagsterInstance) -> None:
     if "FORGE_FAULT_SEED" in os.environ:

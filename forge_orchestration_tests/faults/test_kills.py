@@ -64,6 +64,7 @@ def _ended(running: list[subprocess.Popen[bytes]]) -> bool:
     return all(process.poll() is not None for process in running)
 
 
+@pytest.mark.slow  # `test_admission.py` has as many at once
 def test_64_at_once_all_succeed(forge_home: Path) -> None:
     before = execution_ids(forge_home)
     running = [start("true") for _ in range(64)]

@@ -106,7 +106,8 @@ def test_assets_pass_files_to_each_other(deployment: Deployment) -> None:
 
 
 def test_an_asset_alone_reads_what_was_made_before(deployment: Deployment) -> None:
-    assert execute(deployment, "texts")[0] == 0
+    if not [record for record in deployment.records() if record["analysis"] == "words"]:
+        assert execute(deployment, "texts")[0] == 0
     words = latest(deployment, "words")
     status, said = execute(deployment, "only_joined", {"ops": {"run_joined": {"config": {"params": {"by": "+"}}}}})
     assert status == 0, said
