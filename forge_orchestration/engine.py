@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -423,7 +423,8 @@ class _Feed:
         self._executor, self._handle, self._listener = executor, handle, listener
         self._offsets = dict.fromkeys(("messages", "stdout", "stderr"), 0)
         if passed_before:  # the supervisor writes a message as one whole line
-            self._offsets["messages"] = len(executor.logs(handle, "messages", 0))
+            for _ in self._new("messages"):
+                pass
         self._rest = b""
 
     def pass_on(self) -> None:
@@ -431,11 +432,16 @@ class _Feed:
         if self._listener is None:
             return
         for stream in self._offsets:
-            data = self._executor.logs(self._handle, stream, self._offsets[stream])
+            for data in self._new(stream):
+                if stream == "messages":
+                    *lines, self._rest = (self._rest + data).split(b"\n")
+                    for line in lines:
+                        self._listener.on_message(msgspec.json.decode(line, type=Message))
+                else:
+                    self._listener.on_log(stream, data)
+
+    def _new(self, stream: str) -> Iterator[bytes]:
+        """In pieces: a flood of output is never held as a whole."""
+        while data := self._executor.logs(self._handle, stream, self._offsets[stream]):
             self._offsets[stream] += len(data)
-            if stream == "messages":
-                *lines, self._rest = (self._rest + data).split(b"\n")
-                for line in lines:
-                    self._listener.on_message(msgspec.json.decode(line, type=Message))
-            elif data:
-                self._listener.on_log(stream, data)
+            yield data

@@ -16,6 +16,8 @@ from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
 
+LOG_READ_BYTES = 2**20
+
 
 class ExecutorCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a backend can do: limits it enforces, kinds of runtime it can use, whether another process can take over."""
@@ -101,7 +103,7 @@ class AnalysisExecutor(ABC):
 
     @abstractmethod
     def logs(self, handle: ExecutionHandle, stream: str, offset: int) -> bytes:
-        """What `stdout`, `stderr` or `messages` holds from `offset` on, now."""
+        """What `stdout`, `stderr` or `messages` holds from `offset` on, now: at most `LOG_READ_BYTES`, so ask until there is nothing."""
 
     @abstractmethod
     def collect(self, handle: ExecutionHandle) -> ExecutionRecord:

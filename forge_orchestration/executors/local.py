@@ -17,6 +17,7 @@ from forge_orchestration.executions.messages import pipes_environment
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import (
+    LOG_READ_BYTES,
     AnalysisExecutor,
     ExecutionHandle,
     ExecutionState,
@@ -193,7 +194,7 @@ class LocalExecutor(AnalysisExecutor):
         try:
             with open(folder.messages if stream == "messages" else folder.log(stream), "rb", buffering=0) as file:
                 file.seek(offset)
-                return file.read()
+                return file.read(LOG_READ_BYTES)
         except FileNotFoundError:
             return b""
 
