@@ -134,8 +134,9 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
     run.__signature__ = inspect.Signature(places)  # type: ignore[attr-defined]
     return dg.op(
         name=definition.name,
-        description=described(definition, settings),
-        ins={parameter: dg.In() for parameter in definition.inputs},
+        # what its inputs are Dagster shows itself: no assets
+        description=described(msgspec.structs.replace(definition, inputs={}), settings),
+        ins={parameter: dg.In(description=source.description or None) for parameter, source in definition.inputs.items()},
         out=dg.Out(ForgeOutput),
         config_schema=schema_of(definition, settings, runtime_names(settings), executor_names()),
     )(runs_in_sandbox(run))

@@ -211,6 +211,13 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 ]  # fmt: skip
 
 
+def test_the_page_of_an_op_names_no_assets() -> None:
+    op = forge_functions.doubled
+    assert (op.description or "").startswith("Twice as much.")
+    assert "asset://" not in (op.description or "")
+    assert op.input_dict["number"].description == "int"
+
+
 @pytest.mark.parametrize("wrong,said", WRONG, ids=[said for _, said in WRONG])
 def test_what_cannot_be_run_is_refused_when_it_is_declared(wrong: Callable[[], Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
