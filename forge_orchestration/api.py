@@ -33,6 +33,7 @@ def run(
     executor: str | None = None,
     inputs: Mapping[str, str] | None = None,
     outputs: Sequence[str] | Mapping[str, str] = (),
+    partition: str | None = None,
     params: Mapping[str, object] | None = None,
     limits: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
@@ -52,6 +53,7 @@ def run(
         runtime: Name of a runtime; default: the analysis' own, or `forge-python` for a command.
         inputs: Path by name; each is seen at `/forge/inputs/<name>`.
         outputs: Patterns beneath `/forge/outputs` that must match (a mapping gives them names); only for a command.
+        partition: Which part of an analysis that has partitions.
         limits: As in `analysis.yaml`: `{"memory": "2GiB", "cpus": 1, "wall_time": "30min"}`.
         env: Environment variables; only for a command.
         priority: Of those that wait for room, the highest is first.
@@ -77,9 +79,11 @@ def run(
             raise SpecError(f"Outputs and environment of analysis '{what}' are declared in its analysis.yaml.")
         spec = spec_from_definition(
             load_definition(what, engine.settings), engine.settings, runtime=runtime, executor=executor, inputs=inputs,
-            params=params, limits=limits, threads=threads, seed=seed, priority=priority, asked_by="caller",
+            partition=partition, params=params, limits=limits, threads=threads, seed=seed, priority=priority, asked_by="caller",
         )  # fmt: skip
     else:
+        if partition is not None:
+            raise SpecError("A command has no partitions.", "Give it the key as one of its words.")
         spec = command_spec(
             what, engine.settings, runtime=runtime, executor=executor, inputs=inputs, outputs=outputs, params=params,
             limits=limits, env=env, threads=threads, seed=seed, priority=priority, asked_by="caller",

@@ -186,7 +186,7 @@ class Engine:
 
     def _pinned(self, source: str, spec: AnalysisSpec) -> str:
         run_ids = [spec.dagster_run_id] if spec.dagster_run_id is not None else []
-        return upstream.pinned(source, self.store, self.settings.executions_dir, run_ids)
+        return upstream.pinned(source, self.store, self.settings.executions_dir, run_ids, spec.partition)
 
     def _enter(self, admission: Admission, spec: AnalysisSpec, folder: ExecutionFolder, wait_for_room: bool) -> str:
         """Claim a place; returns what it waits for, if it has to."""
@@ -251,6 +251,7 @@ class Engine:
         record = ExecutionRecord(
             execution_id=folder.id, analysis=spec.name, attempt=spec.attempt, previous_execution_id=spec.previous_execution_id,
             executor=spec.executor, host=os.uname().nodename, dagster_run_id=spec.dagster_run_id, dagster_step_key=spec.dagster_step_key,
+            partition=spec.partition,
             runtime=_runtime_facts(runtime, spec.chosen_by), command=spec.command, parameters=dict(spec.params), seed=spec.seed,
             threads=spec.threads, chosen_by=spec.chosen_by, inputs=[item.facts for item in inputs], limits=spec.limits,
             queued_at=time.time(), folder=str(folder.path),

@@ -17,6 +17,7 @@ from forge_orchestration.analyses.checks import (
     check_output_pattern,
     check_priority,
 )  # fmt: skip
+from forge_orchestration.analyses.partitions import check_partitions, checked_partition, partition_path
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.inputs import check_input_name
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
@@ -170,6 +171,8 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     check_count("threads", content.threads, 1)
     check_count("seed", content.seed, 0)
     check_priority(content.priority)
+    if content.partitions is not None:
+        check_partitions(content.partitions, path)
     check_count("retry_with_more: attempts", content.retry_with_more.attempts, 1)
     if not 1 < content.retry_with_more.factor <= 100:
         raise SpecError(
@@ -239,6 +242,7 @@ def spec_from_definition(
     limits: Mapping[str, object] | None = None,
     params: Mapping[str, object] | None = None,
     inputs: Mapping[str, str] | None = None,
+    partition: str | None = None,
     threads: int | None = None,
     seed: int | None = None,
     priority: int | None = None,
@@ -251,9 +255,10 @@ def spec_from_definition(
     Limits come from the deployment's defaults, then the runtime, the analysis, and `limits`.
 
     Raises:
-        SpecError: An unknown parameter or input, a value of the wrong type or out of bounds.
+        SpecError: An unknown parameter, input or partition, a value of the wrong type or out of bounds.
         RuntimeCatalogError: The runtime is unknown.
     """
+    partition = checked_partition(definition, partition)
     chosen = {
         "runtime": asked_by if runtime is not None else definition.runtime_chosen_by,
         "executor": asked_by if executor is not None else "analysis",
@@ -280,9 +285,9 @@ def spec_from_definition(
         sources[name] = path
     # a path in analysis.yaml is relative to its folder
     sources = {
-        name: path
+        name: partition_path(path, partition, name)
         if "://" in path or path.startswith(("/", "~")) or (inputs and name in inputs)
-        else os.path.join(definition.folder, path)
+        else os.path.join(definition.folder, partition_path(path, partition, name))
         for name, path in sources.items()
     }
     return AnalysisSpec(
@@ -297,6 +302,7 @@ def spec_from_definition(
         executor=executor or definition.executor,
         inputs=sources,
         outputs=definition.outputs,
+        partition=partition,
         params=values,
         limits=effective,
         retry_with_more=definition.retry_with_more,

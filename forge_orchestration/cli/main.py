@@ -95,6 +95,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
     run.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
     run.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
+    run.add_argument("--partition", metavar="KEY", help="which part of an analysis that has partitions")
     run.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
     _common(run)
     run.set_defaults(command=_lazily("run", "run_analysis"))

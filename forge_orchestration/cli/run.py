@@ -30,8 +30,8 @@ def run_analysis(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     spec = spec_from_definition(
         load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, executor=arguments.executor,
-        inputs=_pairs(arguments.input, "--input"), params=_pairs(arguments.param, "--param"), limits=_limits(arguments),
-        threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, asked_by="command line",
+        inputs=_pairs(arguments.input, "--input"), partition=arguments.partition, params=_pairs(arguments.param, "--param"),
+        limits=_limits(arguments), threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, asked_by="command line",
     )  # fmt: skip
     return _run(Engine(settings), spec, arguments, summary=True)
 

@@ -48,6 +48,7 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
         "Execution",
         [
             ("id", record.execution_id),
+            *([("partition", record.partition)] if record.partition is not None else []),
             (
                 "runtime",
                 f"{runtime.name} (content {runtime.content_digest[:12]}, chosen by {runtime.chosen_by})" if runtime else "-",
@@ -55,6 +56,7 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
             ("command", " ".join(record.command)),
             ("started", _when(record.started_at)),
             ("ended", _when(record.ended_at)),
+            *([("Dagster run", record.dagster_run_id)] if record.dagster_run_id is not None else []),
             ("folder", record.folder),
             ("record", f"{record.folder}/record.json"),
         ],

@@ -196,6 +196,8 @@ def arguments_of(function: Callable[..., Any]) -> dict[str, Any]:
     }
     with open(os.environ["FORGE_PARAMS"], encoding="utf-8") as file:
         given.update(json.load(file))
+    if "FORGE_PARTITION" in os.environ and "partition" in parameters:
+        given["partition"] = os.environ["FORGE_PARTITION"]
     return given
 
 

@@ -105,11 +105,13 @@ class MessageParser:
             raise MessageViolation(f"More than {self._caps.max_per_s} messages within a second.")
 
 
-def pipes_environment(asset: str, run_id: str, params: Mapping[str, object], messages: str) -> dict[str, str]:
+def pipes_environment(
+    asset: str, run_id: str, params: Mapping[str, object], messages: str, partition: str | None = None
+) -> dict[str, str]:
     """What `open_dagster_pipes()` looks for: a script that was written for Dagster Pipes finds this channel by itself."""
     context: dict[str, object] = {
-        "asset_keys": [asset], "code_version_by_asset_key": {asset: None}, "provenance_by_asset_key": {asset: None}, "partition_key": None,
-        "partition_key_range": None, "partition_time_window": None, "run_id": run_id, "job_name": None, "retry_number": 0,
+        "asset_keys": [asset], "code_version_by_asset_key": {asset: None}, "provenance_by_asset_key": {asset: None}, "partition_key": partition,
+        "partition_key_range": None if partition is None else {"start": partition, "end": partition}, "partition_time_window": None, "run_id": run_id, "job_name": None, "retry_number": 0,
         "extras": dict(params),
     }  # fmt: skip
     if len(msgspec.json.encode(context["extras"])) > _MAX_EXTRAS_BYTES:

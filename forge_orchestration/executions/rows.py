@@ -42,17 +42,19 @@ _SECOND: dict[str, tuple[str, Callable[[ExecutionRecord], object]]] = {
     "suspect": ("INTEGER", lambda record: int(record.suspect)),
     "protections_off": ("TEXT", lambda record: _protections_off(record.isolation)),
 }
-COLUMNS = tuple(_FIRST | _SECOND)
-LISTED = tuple(_FIRST)
+_THIRD: dict[str, tuple[str, Callable[[ExecutionRecord], object]]] = {"partition": ("TEXT", lambda record: record.partition)}
+_ALL = _FIRST | _SECOND | _THIRD
+COLUMNS = tuple(_ALL)
+LISTED = (*_FIRST, *_THIRD)
 """What `forge executions list` shows."""
-DEFINITIONS = tuple(f"{name} {kind}" for name, (kind, _) in (_FIRST | _SECOND).items())
-ADDED = tuple(f"{name} {kind}" for name, (kind, _) in _SECOND.items())
-"""What an index of the first schema lacks."""
+DEFINITIONS = tuple(f"{name} {kind}" for name, (kind, _) in _ALL.items())
+SINCE_FIRST, SINCE_SECOND = (tuple(f"{name} {kind}" for name, (kind, _) in those.items()) for those in (_SECOND, _THIRD))
+"""What an index of the first schema lacks, and beside that one of the second."""
 
 
 def row_of(record: ExecutionRecord) -> dict[str, object]:
     """Everything that the index holds of `record`, by column."""
-    return {name: read(record) for name, (_, read) in (_FIRST | _SECOND).items()}
+    return {name: read(record) for name, (_, read) in _ALL.items()}
 
 
 def _value(measured: Measured | None) -> float | None:

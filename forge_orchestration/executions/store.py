@@ -20,20 +20,26 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import ExecutionRecord
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE executions ({", ".join(rows.DEFINITIONS)},
     controller_pid INTEGER, controller_start INTEGER, removed INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX executions_by_status ON executions (status);
 CREATE INDEX executions_by_analysis ON executions (analysis, execution_id);
+CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at);
 CREATE INDEX executions_by_end ON executions (ended_at);
 CREATE TABLE file_digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
 """
+_FROM_2 = (
+    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in rows.SINCE_SECOND),
+    "CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at)",
+)
 _FROM_1 = (
-    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in (*rows.ADDED, "removed INTEGER NOT NULL DEFAULT 0")),
+    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in (*rows.SINCE_FIRST, "removed INTEGER NOT NULL DEFAULT 0")),
     "CREATE INDEX executions_by_end ON executions (ended_at)",
+    *_FROM_2,
 )
 _FINAL = ", ".join(f"'{status}'" for status in Status if status.is_final)
 _SAVE = (
@@ -71,6 +77,9 @@ class Store:
                     self._db.execute(statement)
             if version == 1:
                 self._extend()
+            if version == 2:
+                for statement in _FROM_2:  # nothing had a partition yet
+                    self._db.execute(statement)
             if version != _SCHEMA_VERSION:
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
@@ -188,10 +197,20 @@ class Store:
         query = "SELECT execution_id FROM executions WHERE dagster_run_id = ? AND removed = 0 ORDER BY queued_at DESC, execution_id DESC"
         return [row[0] for row in self.read(query, (dagster_run_id,))]
 
-    def latest_success(self, analysis: str, dagster_run_id: str | None) -> str | None:
-        """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None."""
-        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0"
-        values: tuple[str, ...] = (analysis, Status.SUCCEEDED)
+    def partitions_of_run(self, dagster_run_id: str, analysis: str) -> dict[str, str]:
+        """By partition, the id of the latest execution that was begun of an analysis for a Dagster run."""
+        query = """SELECT partition, execution_id FROM executions WHERE dagster_run_id = ? AND analysis = ? AND partition IS NOT NULL
+            AND removed = 0 ORDER BY queued_at, execution_id"""
+        return dict(self.read(query, (dagster_run_id, analysis)))
+
+    def latest_success(self, analysis: str, dagster_run_id: str | None, partition: str | None = None) -> str | None:
+        """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None.
+
+        Args:
+            partition: Of which it was; None: of an analysis that has none.
+        """
+        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0 AND partition IS ?"
+        values: tuple[str | None, ...] = (analysis, Status.SUCCEEDED, partition)
         if dagster_run_id is not None:
             query, values = f"{query} AND dagster_run_id = ?", (*values, dagster_run_id)
         found = self.read(f"{query} ORDER BY ended_at DESC, execution_id DESC LIMIT 1", values)

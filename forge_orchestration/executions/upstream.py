@@ -20,15 +20,18 @@ ASSET, EXECUTION = "asset://", "execution://"
 class Latest(Protocol):
     """Who knows what was executed."""
 
-    def latest_success(self, analysis: str, dagster_run_id: str | None) -> str | None:
-        """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None."""
+    def latest_success(self, analysis: str, dagster_run_id: str | None, partition: str | None = None) -> str | None:
+        """Id of the latest execution of an analysis (of a partition of it) that succeeded; of one Dagster run, or of all if that is None."""
 
 
-def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_ids: Sequence[str] = ()) -> str:
+def pinned(
+    source: str, store: Latest, executions_dir: Path, dagster_run_ids: Sequence[str] = (), partition: str | None = None
+) -> str:
     """`source` with the execution that it stands for now; any but `asset://…` as it is.
 
     Args:
         dagster_run_ids: What these runs have made comes first, in this order, before what is later of others.
+        partition: Of an analysis that has partitions too, the same one is meant.
 
     Raises:
         SpecError: Nothing has succeeded yet, or it has no such output.
@@ -36,10 +39,14 @@ def pinned(source: str, store: Latest, executions_dir: Path, dagster_run_ids: Se
     if not source.startswith(ASSET):
         return source
     name, _, output = source.removeprefix(ASSET).partition("/")
-    found_ids = (store.latest_success(name, run_id) for run_id in (*dagster_run_ids, None))
+    keys = (None,) if partition is None else (partition, None)
+    found_ids = (store.latest_success(name, run_id, key) for run_id in (*dagster_run_ids, None) for key in keys)
     execution_id = next((one for one in found_ids if one is not None), None)
     if execution_id is None:
-        raise SpecError(f"Input {source} is not there yet: no execution of '{name[:80]}' has succeeded.", "Run that one first.")
+        part = "" if partition is None else f" for partition '{partition}'"
+        raise SpecError(
+            f"Input {source} is not there yet: no execution of '{name[:80]}' has succeeded{part}.", "Run that one first."
+        )
     record = ExecutionFolder(executions_dir, execution_id).read_record()
     declared = [one for one in record.outputs if one.name != one.path] or record.outputs
     found = [one for one in declared if output in ("", one.name)] or [one for one in record.outputs if output == one.path]

@@ -132,6 +132,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     dagster_run_id: str | None = None
     dagster_step_key: str | None = None
+    partition: str | None = None
     status: Status = Status.QUEUED
     end_reason: EndReason | None = None
     message: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import msgspec
@@ -47,6 +48,25 @@ class RetryWithMore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 @compiled
+class Partitions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an analysis is cut into, an execution each: `keys`, windows of time, or keys that are added while it is in use.
+
+    Attributes:
+        keys: Names that are known when the analysis is written.
+        every: `hour`, `day`, `week` or `month`, from `start` on.
+        start: The day of the first window.
+        dynamic: Name of a set of keys that Dagster keeps.
+        per_run: Most of them in one run of a backfill; None: all.
+    """
+
+    keys: tuple[str, ...] = ()
+    every: str = ""
+    start: date | None = None
+    dynamic: str = ""
+    per_run: int | None = None
+
+
+@compiled
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
 
@@ -67,6 +87,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     executor: str = "local"
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
+    partitions: Partitions | None = None
     params: dict[str, Param] = {}
     limits: dict[str, Any] = {}
     retry_with_more: RetryWithMore = RetryWithMore()
@@ -88,6 +109,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         inputs: Path on the host, or `package://…`, `asset://…`, `execution://…`, by input name.
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
         group: Group of the analysis and, beside it, its tags: what a deployment's settings may pick it by.
+        partition: Key of the part that is meant; None of what has no parts.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
         chosen_by: Who decided `runtime`, `executor` …: `default`, `rule: …` of the settings, `analysis`, `op config`,
             `command line`, `caller`.
@@ -104,6 +126,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     executor: str = "local"
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}
+    partition: str | None = None
     params: dict[str, ParamValue] = {}
     limits: Limits = Limits()
     retry_with_more: RetryWithMore = RetryWithMore()

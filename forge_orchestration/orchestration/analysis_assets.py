@@ -4,7 +4,8 @@ The step itself stays light: it waits for an execution that has its own processe
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -15,27 +16,39 @@ from forge_orchestration.executions.upstream import ASSET
 from forge_orchestration.model.limits import check_limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.op_config import config_schema, describe_param
+from forge_orchestration.orchestration.partitions import backfill_policy, materialize_partitions, partitions_definition
 from forge_orchestration.orchestration.step import failure_of, materialize
 from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.settings import Settings
 
 
 def analysis_asset(
-    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
-) -> dg.AssetsDefinition:
+    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str],
+    partitions_def: dg.PartitionsDefinition[str] | None = None,
+) -> dg.AssetsDefinition:  # fmt: skip
     """The asset of one analysis.
+
+    Args:
+        partitions_def: Its partitions, where they are Dagster's own and not in the definition.
 
     Raises:
         ForgeError: The definition cannot become a runnable asset; the sentence says why.
     """
-    schema = schema_of(definition, settings, runtimes, executors)
+    if definition.partitions is not None:
+        partitions_def = partitions_definition(definition.partitions)
+    schema = schema_of(definition, settings, runtimes, executors, has_partitions=partitions_def is not None)
 
     def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         return materialize(context, definition, settings)
 
+    def run_partitions(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult[None]]:
+        yield from materialize_partitions(context, definition, settings)
+
     return _asset(
         definition.name,
-        run,
+        run if partitions_def is None else run_partitions,
+        partitions_def=partitions_def,
+        policy=backfill_policy(definition.partitions) if partitions_def is not None else None,
         group=definition.group,
         description=described(definition, settings),
         kinds={"forge", _safe(definition.command[0].rsplit("/", 1)[-1])},
@@ -46,8 +59,9 @@ def analysis_asset(
 
 
 def schema_of(
-    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
-) -> dict[str, dg.Field]:
+    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str],
+    *, has_partitions: bool = False,
+) -> dict[str, dg.Field]:  # fmt: skip
     """The config of an analysis' op.
 
     Raises:
@@ -55,7 +69,7 @@ def schema_of(
     """
     limits = effective_limits(definition, settings, definition.runtime)
     check_limits(limits, settings.maximum)
-    return config_schema(definition, limits, settings.maximum, runtimes, executors)
+    return config_schema(definition, limits, settings.maximum, runtimes, executors, has_partitions=has_partitions)
 
 
 def upstream_assets(definition: AnalysisDefinition) -> list[str]:
@@ -76,7 +90,7 @@ def broken_asset(name: str, error: ForgeError) -> dg.AssetsDefinition:
 
 def _asset(
     name: str,
-    run: Callable[[dg.AssetExecutionContext], dg.MaterializeResult[None]],
+    run: Callable[[dg.AssetExecutionContext], Any],
     *,
     group: str,
     description: str,
@@ -84,9 +98,17 @@ def _asset(
     tags: dict[str, str],
     schema: dict[str, dg.Field],
     deps: Sequence[str] = (),
+    partitions_def: dg.PartitionsDefinition[str] | None = None,
+    policy: dg.BackfillPolicy | None = None,
 ) -> dg.AssetsDefinition:
-    spec = dg.AssetSpec([name], deps=deps, group_name=_safe(group), description=description, kinds=kinds, tags=tags)
-    return dg.multi_asset(name=op_name(name), specs=[spec], description=description, config_schema=schema)(runs_in_sandbox(run))
+    spec = dg.AssetSpec(
+        [name], deps=deps, group_name=_safe(group), description=description, kinds=kinds, tags=tags, partitions_def=partitions_def
+    )
+    decorate = dg.multi_asset(
+        name=op_name(name), specs=[spec], description=description, config_schema=schema, partitions_def=partitions_def,
+        backfill_policy=policy,
+    )  # fmt: skip
+    return decorate(runs_in_sandbox(run))
 
 
 def op_name(analysis: str) -> str:

@@ -5,6 +5,7 @@ that file alone is an analysis too, and `forge run` takes it.
 """
 
 import textwrap
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ class ParamModel(dg.Model):
     max: float | None = None
     choices: list[bool | int | float | str] | None = None
     description: str = ""
+
+
+class PartitionsModel(dg.Model):
+    """What the analysis is cut into: keys, windows of time, or a set of keys that Dagster keeps."""
+
+    keys: list[str] | None = Field(default=None, description="Names that are known.")
+    every: str | None = Field(default=None, description="hour, day, week or month.")
+    start: date | None = Field(default=None, description="The day of the first window, such as 2026-01-01.")
+    dynamic: str | None = Field(default=None, description="Name of the set.")
+    per_run: int | None = Field(default=None, description="Most of them in one run of a backfill; all, if not given.")
 
 
 class RetryModel(dg.Model):
@@ -88,6 +99,7 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     executor: str | None = Field(default=None, description="Where to run.")
     inputs: dict[str, InputModel] | None = Field(default=None, description="Files that it reads, by name.")
     outputs: dict[str, str] | None = Field(default=None, description="Files or patterns that it must write, by name.")
+    partitions: PartitionsModel | None = Field(default=None, description="What it is cut into, an execution each.")
     params: dict[str, ParamModel] | None = Field(default=None, description="What a launch may change.")
     limits: dict[str, bool | int | float | str] | None = Field(
         default=None, description="memory, cpus, pids, wall_time, grace, scratch, log, files, open_files: 2GiB, 1, 100, 30min …"

@@ -22,8 +22,7 @@ from forge_orchestration.executions.upstream import ASSET, EXECUTION
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.spec import DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, schema_of
-from forge_orchestration.orchestration.materialization import record_metadata
-from forge_orchestration.orchestration.previews import output_previews
+from forge_orchestration.orchestration.previews import materialization_metadata
 from forge_orchestration.orchestration.step import run_analysis
 from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.runtimes.catalog import runtime_names
@@ -80,8 +79,9 @@ class Options(TypedDict, total=False):
 
 
 def forge_asset(
-    function: _Function | None = None, *, group: str = "default", ins: Mapping[str, str] | None = None, **options: Unpack[Options]
-) -> Any:
+    function: _Function | None = None, *, group: str = "default", ins: Mapping[str, str] | None = None,
+    partitions_def: dg.PartitionsDefinition[str] | None = None, **options: Unpack[Options],
+) -> Any:  # fmt: skip
     """An asset whose function runs in a sandbox.
 
     Positional parameters are other Forge assets by their names; keyword-only ones (`int`, `float`, `str`, `bool` or a `Literal` of
@@ -90,16 +90,18 @@ def forge_asset(
 
     Args:
         ins: Assets by parameter, where they are called otherwise: `{"cells": "pbmc_clusters/clusters"}` is one output of several.
+        partitions_def: Dagster's; each partition has an execution, and its key is in the keyword-only parameter `partition`, if there
+            is one.
         options: See `Options`.
 
     Raises:
         SpecError: The function cannot be run so; the sentence says why.
     """
     if function is None:
-        return lambda decorated: forge_asset(decorated, group=group, ins=ins, **options)
+        return lambda decorated: forge_asset(decorated, group=group, ins=ins, partitions_def=partitions_def, **options)
     settings = load_settings()
-    definition = with_rules(function_definition(function, group=group, ins=ins or {}, **options), settings)
-    return analysis_asset(definition, settings, runtime_names(settings), executor_names())
+    made = function_definition(function, group=group, ins=ins or {}, has_partitions=partitions_def is not None, **options)
+    return analysis_asset(with_rules(made, settings), settings, runtime_names(settings), executor_names(), partitions_def)
 
 
 def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> Any:
@@ -126,7 +128,7 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
         if len(results) != 1:
             raise dg.Failure(f"'{definition.name}' has left more than one file {RESULT}.*: {record.folder}.", allow_retries=False)
         value = ForgeOutput(execution_id=record.execution_id, path=results[0].path)
-        return dg.Output(value, metadata={**record_metadata(record), **output_previews(record)})
+        return dg.Output(value, metadata=materialization_metadata(record))
 
     # Dagster knows what stands at which place from the signature
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -143,8 +145,9 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
 
 
 def function_definition(
-    function: _Function, *, group: str = "default", ins: Mapping[str, str] = MappingProxyType({}), **options: Unpack[Options]
-) -> AnalysisDefinition:
+    function: _Function, *, group: str = "default", ins: Mapping[str, str] = MappingProxyType({}), has_partitions: bool = False,
+    **options: Unpack[Options],
+) -> AnalysisDefinition:  # fmt: skip
     """The analysis that a function is.
 
     Raises:
@@ -157,6 +160,8 @@ def function_definition(
     where = f"the function {function.__qualname__} of {function.__module__}"
     folder, module, files = _place(function, where)
     inputs, params = _parameters(function, ins, where)
+    if has_partitions:
+        params.pop("partition", None)  # it is no parameter of a launch, but what is launched
     definition = AnalysisDefinition(
         name=options.get("name", function.__name__),
         folder=str(folder),

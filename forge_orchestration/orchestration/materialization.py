@@ -31,6 +31,7 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
     folder = Path(record.folder)
     facts: dict[str, object] = {
         "execution_id": record.execution_id,
+        "partition": record.partition,
         "end_reason": record.end_reason.value if record.end_reason else "none",
         "message": record.message,
         "exit_code": record.exit_code,
@@ -58,6 +59,11 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
         facts["rejected_outputs"] = _table(("path", "why"), [(r.path, r.why) for r in record.rejected_outputs])
     facts.update(_claims(record.metadata))
     return {name: _value(value) for name, value in facts.items() if value is not None}
+
+
+def materialization_tags(record: ExecutionRecord) -> dict[str, str]:
+    """By which a materialization is found from its execution."""
+    return {"forge/execution_id": record.execution_id}
 
 
 def data_version(record: ExecutionRecord) -> str:

@@ -5,6 +5,7 @@ would do worse here: its text and number fields also take `{env: NAME}`, which w
 environment into a sandbox, and `null`, which is refused only once the run has started.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.model.limits import Limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition, Param
 from forge_orchestration.units import format_bytes, format_seconds
+
+AT_ONCE = "partitions_at_once"
+"""How many partitions of one step are executed beside each other: a key of the config of what has partitions."""
 
 _SCALARS: dict[str, Any] = {"float": dg.Float, "int": dg.Int, "bool": dg.Bool, "str": dg.String}
 
@@ -31,8 +35,9 @@ _LIMITS: dict[str, tuple[Any, str]] = {
 
 
 def config_schema(
-    definition: AnalysisDefinition, limits: Limits, maximum: Limits, runtimes: Sequence[str], executors: Sequence[str]
-) -> dict[str, dg.Field]:
+    definition: AnalysisDefinition, limits: Limits, maximum: Limits, runtimes: Sequence[str], executors: Sequence[str],
+    *, has_partitions: bool = False,
+) -> dict[str, dg.Field]:  # fmt: skip
     """The config of one analysis' op, with a type, a default and a description for each key.
 
     Args:
@@ -74,7 +79,13 @@ def config_schema(
             },
             description="Hard limits on the whole process tree, enforced by the kernel.",
         ),
+        **({AT_ONCE: _at_once()} if has_partitions else {}),
     }
+
+
+def _at_once() -> dg.Field:
+    description = "Partitions of one run at one time. Executions that do not fit on the host wait, however many there are."
+    return dg.Field(dg.Int, default_value=os.cpu_count() or 1, description=description)
 
 
 def _runtime_choice(definition: AnalysisDefinition, runtimes: Sequence[str]) -> dg.Field:

@@ -17,6 +17,7 @@ import dagster as dg
 
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import ExecutionRecord, OutputFacts
+from forge_orchestration.orchestration.materialization import Metadata, record_metadata
 from forge_orchestration.units import format_bytes
 
 MAX_PICTURES_BYTES = 512 * 2**10
@@ -28,6 +29,11 @@ MAX_TABLE_ROWS = 10
 MAX_TABLE_COLUMNS = 12
 MAX_CELL_CHARS = 80
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def materialization_metadata(record: ExecutionRecord) -> Metadata:
+    """What the record says, and what its outputs look like."""
+    return {**record_metadata(record), **output_previews(record)}
 
 
 def output_previews(record: ExecutionRecord) -> dict[str, dg.MetadataValue[Any]]:

@@ -197,20 +197,23 @@ class _Steps:
 
     def _work(self, step_context: StepExecutionContext, place: StepThread) -> None:
         """One step, on a thread of its own."""
-        key, events = step_context.step.key, []
+        key, kept = step_context.step.key, list[dg.DagsterEvent]()
+        # hooks are given all events of their step; without any, those of thousands of partitions need not be kept
+        has_hooks = bool(step_context.job_def.get_all_hooks_for_handle(step_context.node_handle))
         step_thread.enter(place)
         # all steps of a run share one event loop, which cannot be driven by two threads
         step_context._event_loop = loop = asyncio.new_event_loop()
         try:
             for event in dagster_event_sequence_for_step(step_context):
-                events.append(event)
+                if has_hooks or event.is_step_failure:
+                    kept.append(event)
                 self._news.put((key, event))
-            for event in _trigger_hook(step_context, events):
+            for event in _trigger_hook(step_context, kept) if has_hooks else ():
                 self._news.put((key, event))
         except dg.DagsterExecutionInterruptedError:
             pass  # the step's failure is among its events
         except BaseException as error:
-            if not any(event.is_step_failure for event in events):
+            if not any(event.is_step_failure for event in kept):
                 self._news.put((key, step_failure_event_from_exc_info(step_context, sys.exc_info())))
             elif step_context.raise_on_error:
                 self._news.put((key, error))

@@ -11,7 +11,7 @@ import dagster as dg
 import msgspec
 
 from forge_orchestration.analyses import spec_from_definition
-from forge_orchestration.engine import Engine
+from forge_orchestration.engine import Engine, Listener
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
@@ -21,9 +21,9 @@ from forge_orchestration.operations.retry_with_more import next_attempt, repeate
 from forge_orchestration.operations.take_over import is_its_own_end, last_of_step, take_over
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.live import RunLog
-from forge_orchestration.orchestration.materialization import data_version, record_metadata, stderr_tail
+from forge_orchestration.orchestration.materialization import data_version, materialization_tags, record_metadata, stderr_tail
 from forge_orchestration.orchestration.op_config import spec_arguments
-from forge_orchestration.orchestration.previews import output_previews
+from forge_orchestration.orchestration.previews import materialization_metadata
 from forge_orchestration.orchestration.step_thread import StepThread
 from forge_orchestration.settings import Settings
 
@@ -33,47 +33,37 @@ _MAX_PARENTS = 100  # of re-executions of re-executions
 
 
 def materialize(
-    context: dg.AssetExecutionContext, definition: AnalysisDefinition, settings: Settings
+    context: dg.AssetExecutionContext, definition: AnalysisDefinition, settings: Settings, partition: str | None = None
 ) -> dg.MaterializeResult[None]:
     """Run an analysis as this step, the step of an asset; raises what `run_analysis` does."""
-    record = run_analysis(context.op_execution_context, definition, settings)
+    record = run_analysis(context.op_execution_context, definition, settings, partition=partition)
     return dg.MaterializeResult(
-        metadata={**record_metadata(record), **output_previews(record)},
+        metadata=materialization_metadata(record),
         data_version=dg.DataVersion(data_version(record)),
-        tags={"forge/execution_id": record.execution_id},
+        tags=materialization_tags(record),
     )
 
 
 def run_analysis(
-    context: dg.OpExecutionContext, definition: AnalysisDefinition, settings: Settings, inputs: Mapping[str, str] | None = None
-) -> ExecutionRecord:
+    context: dg.OpExecutionContext, definition: AnalysisDefinition, settings: Settings, inputs: Mapping[str, str] | None = None,
+    partition: str | None = None,
+) -> ExecutionRecord:  # fmt: skip
     """Run an analysis as this step, and return the record of its success.
 
     Args:
         inputs: Sources by name, instead of the definition's.
+        partition: Key of the part that is meant, if it has any.
 
     Raises:
         Failure: The analysis failed, or it could not be started: one sentence, never tried again by itself.
         RetryRequested: A backend did not answer; Dagster will try again.
         DagsterExecutionInterruptedError: The run was terminated, and the sandbox has ended.
     """
-    key = context.get_step_execution_context().step.key
     thread = step_thread.current()
     log = RunLog(context.log, thread.logs if thread is not None else None)
     try:
-        spec = spec_from_definition(
-            definition,
-            settings,
-            **spec_arguments(context.op_config, definition),
-            asked_by="op config",
-            dagster_run_id=context.run.run_id,
-            dagster_step_key=key,
-        )
         engine = Engine(settings)
-        sources = _pinned(spec.inputs if inputs is None else inputs, context, engine)
-        if definition.function:  # by the ending it is known what is in a file
-            sources = {name + PurePosixPath(source).suffix: source for name, source in sources.items()}
-        spec = msgspec.structs.replace(spec, inputs=sources)
+        spec = step_spec(context, definition, engine, inputs, partition)
         with cancellation(thread) as cancel:
             try:
                 record = _run(engine, spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
@@ -99,16 +89,34 @@ def run_analysis(
     return record
 
 
-def _pinned(sources: Mapping[str, str], context: dg.OpExecutionContext, engine: Engine) -> dict[str, str]:
+def step_spec(
+    context: dg.OpExecutionContext, definition: AnalysisDefinition, engine: Engine, inputs: Mapping[str, str] | None = None,
+    partition: str | None = None,
+) -> AnalysisSpec:  # fmt: skip
+    """What this step asks for; arguments as those of `run_analysis`.
+
+    Raises:
+        ForgeError: It cannot be had.
+    """
+    spec = spec_from_definition(
+        definition, engine.settings, **spec_arguments(context.op_config, definition), partition=partition, asked_by="op config",
+        dagster_run_id=context.run.run_id, dagster_step_key=context.get_step_execution_context().step.key,
+    )  # fmt: skip
+    sources = _pinned(spec.inputs if inputs is None else inputs, context, engine, partition)
+    if definition.function:  # by the ending it is known what is in a file
+        sources = {name + PurePosixPath(source).suffix: source for name, source in sources.items()}
+    return msgspec.structs.replace(spec, inputs=sources)
+
+
+def _pinned(sources: Mapping[str, str], context: dg.OpExecutionContext, engine: Engine, partition: str | None) -> dict[str, str]:
     """Sources with the execution that each stands for: what this run has made, or those that it is a re-execution of, comes first."""
     run_ids: list[str] = []
+    executions = engine.settings.executions_dir
     run: dg.DagsterRun | None = context.run
     while run is not None and len(run_ids) < _MAX_PARENTS:
         run_ids.append(run.run_id)
         run = context.instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-    return {
-        name: upstream.pinned(source, engine.store, engine.settings.executions_dir, run_ids) for name, source in sources.items()
-    }
+    return {name: upstream.pinned(source, engine.store, executions, run_ids, partition) for name, source in sources.items()}
 
 
 def _run(
@@ -120,17 +128,25 @@ def _run(
         assert spec.dagster_run_id is not None and spec.dagster_step_key is not None
         before = last_of_step(engine, spec.dagster_run_id, spec.dagster_step_key)
         if before is not None and was_begun:
-            if not before.status.is_final:
-                context.log.info(f"Execution {before.execution_id} was begun by a process that was killed; taking it over.")
-            before = take_over(engine, before, listener=log, cancel=cancel)
+            before = taken_over(engine, before, context, log, cancel)
             if is_its_own_end(before) or cancel.is_set():
-                context.log.info(f"Execution {before.execution_id} has ended ({before.end_reason}); it is not run again.")
                 return before
-            context.log.info(f"Execution {before.execution_id} was lost ({before.end_reason}); it is run again.")
         if before is not None:
             more = next_attempt(spec, before, engine.settings.maximum)
             spec = repeated(spec, before) if more is None else more[0]
     return engine.run(spec, listener=log, cancel=cancel)
+
+
+def taken_over(
+    engine: Engine, before: ExecutionRecord, context: dg.OpExecutionContext, log: Listener, cancel: threading.Event
+) -> ExecutionRecord:
+    """What became of an execution that a killed process had begun for this step."""
+    if not before.status.is_final:
+        context.log.info(f"Execution {before.execution_id} was begun by a process that was killed; taking it over.")
+    ended = take_over(engine, before, listener=log, cancel=cancel)
+    then = "has ended ({}); it is not run again" if is_its_own_end(ended) or cancel.is_set() else "was lost ({}); it is run again"
+    context.log.info(f"Execution {ended.execution_id} {then.format(ended.end_reason)}.")
+    return ended
 
 
 def failure_of(error: ForgeError) -> dg.Failure:

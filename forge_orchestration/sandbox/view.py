@@ -71,7 +71,7 @@ def system_view() -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def environment(
-    *, activation: dict[str, str], declared: dict[str, str], seed: int, threads: int, deadline: float
+    *, activation: dict[str, str], declared: dict[str, str], seed: int, threads: int, deadline: float, partition: str | None = None
 ) -> dict[str, str]:
     """The whole environment of a command: built from nothing, in this order, so that Forge's own variables always hold.
 
@@ -79,6 +79,7 @@ def environment(
         activation: What the runtime sets (`PATH`, `VIRTUAL_ENV` …).
         declared: What the analysis declares.
         deadline: When the wall limit is reached, seconds since the epoch.
+        partition: Key of the part of the analysis that is meant, if it has any.
     """
     path = activation.get("PATH", "")
     return {
@@ -104,4 +105,5 @@ def environment(
         "FORGE_SEED": str(seed),
         "FORGE_THREADS": str(threads),
         "FORGE_DEADLINE": f"{deadline:.3f}",
+        **({} if partition is None else {"FORGE_PARTITION": partition}),
     }

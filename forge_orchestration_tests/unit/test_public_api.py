@@ -26,7 +26,7 @@ def test_the_signature_of_run() -> None:
     assert str(signature.replace(return_annotation=inspect.Signature.empty)) == (
         "(what: 'AnalysisSpec | str | Sequence[str]', *, runtime: 'str | None' = None, executor: 'str | None' = None, "
         "inputs: 'Mapping[str, str] | None' = None, outputs: 'Sequence[str] | Mapping[str, str]' = (), "
-        "params: 'Mapping[str, object] | None' = None, limits: 'Mapping[str, object] | None' = None, "
+        "partition: 'str | None' = None, params: 'Mapping[str, object] | None' = None, limits: 'Mapping[str, object] | None' = None, "
         "env: 'Mapping[str, str] | None' = None, threads: 'int | None' = None, seed: 'int | None' = None, "
         "priority: 'int | None' = None, wait_for_room: 'bool' = True, check: 'bool' = False, "
         "listener: 'Listener | None' = None, cancel: 'threading.Event | None' = None)"

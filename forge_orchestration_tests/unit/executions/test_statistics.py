@@ -70,11 +70,31 @@ def store(tmp_path: Path):
 
 def test_a_row_follows_from_the_record_alone(store: Store) -> None:
     """So a lost store, made again by `forge gc` from what lies on the disk, holds the same."""
-    store.save(record(suspect=True, attempt=2, dagster_run_id="d"))
+    store.save(record(suspect=True, attempt=2, dagster_run_id="d", partition="p"))
     (row,) = statistics.rows(store, None, 0.0)
-    assert row == rows.row_of(record_from_json(record(suspect=True, attempt=2, dagster_run_id="d").to_json()))
+    assert row == rows.row_of(record_from_json(record(suspect=True, attempt=2, dagster_run_id="d", partition="p").to_json()))
     assert row["protections_off"] == "identity precedence" and row["memory_limit_bytes"] == 100.0 and row["cpu_s"] == 2.0
     assert None not in row.values(), "an example that leaves a column empty proves nothing"
+
+
+def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.save(record())
+    store.close()
+    old = sqlite3.connect(tmp_path / "store.db")
+    old.execute("DROP INDEX executions_by_partition")
+    old.execute("ALTER TABLE executions DROP COLUMN partition")
+    old.execute("PRAGMA user_version = 2")
+    old.commit()
+    old.close()
+    store = Store(tmp_path / "store.db")
+    store.save(record(1, partition="p"))
+    found = {row["execution_id"]: row["partition"] for row in statistics.rows(store, None, 0.0)}
+    assert found == {record().execution_id: None, record(1).execution_id: "p"}
+    assert store.latest_success("a", None, "p") == record(1).execution_id
+    assert store.latest_success("a", None) == record().execution_id
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (3,)
+    store.close()
 
 
 def test_what_never_ran_has_no_use_and_no_limit(store: Store) -> None:
@@ -197,7 +217,7 @@ def test_an_index_of_the_first_schema_is_filled_from_the_records(tmp_path: Path)
     assert found[running.execution_id]["status"] == "queued", "the index hears of begin and end alone"
     assert store.controller(ended.execution_id) == (7, 8)
     store.close()
-    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (2,)
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (3,)
     again = Store(tmp_path / "store.db")
     assert len(again.ids()) == 4
     again.close()

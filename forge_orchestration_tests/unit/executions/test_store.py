@@ -53,7 +53,7 @@ def test_a_row_has_what_a_list_needs(store: Store) -> None:
     assert row == {
         "execution_id": record().execution_id, "analysis": "a'; DROP TABLE executions; --", "runtime": "r", "executor": "local",
         "status": "failed", "end_reason": "memory", "message": "m\n'", "queued_at": 0.5, "started_at": 1.0, "ended_at": 2.0,
-        "peak_memory_bytes": 7.0, "cpu_s": 2.0, "dagster_run_id": None,
+        "peak_memory_bytes": 7.0, "cpu_s": 2.0, "dagster_run_id": None, "partition": None,
     }  # fmt: skip
 
 

@@ -17,13 +17,14 @@ DIGEST = "0" * 64
 
 
 class Known:
-    """Executions by Dagster run; None: the latest of all."""
+    """Executions by Dagster run (`latest`: of all), and by run and partition (`RUN_of_KEY`)."""
 
     def __init__(self, **by_run: str) -> None:
         self.by_run = by_run
 
-    def latest_success(self, analysis: str, dagster_run_id: str | None) -> str | None:
-        return self.by_run.get(dagster_run_id or "latest") if analysis == "cells" else None
+    def latest_success(self, analysis: str, dagster_run_id: str | None, partition: str | None = None) -> str | None:
+        key = (dagster_run_id or "latest") + (f"_of_{partition}" if partition else "")
+        return self.by_run.get(key) if analysis == "cells" else None
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def test_the_runs_own_comes_first_then_its_parents(executions: Path) -> None:
     assert pinned("asset://cells/table", known, executions, ["new", "parent"]) == f"execution://{PARENTS}/t.csv"
     assert pinned("asset://cells/table", known, executions, ["new"]) == f"execution://{LATEST}/t.csv"
     assert pinned("asset://cells/p.png", known, executions) == f"execution://{LATEST}/p.png"
+
+
+def test_the_same_partition_comes_before_what_has_none(executions: Path) -> None:
+    known = Known(ours=LATEST, latest=LATEST, ours_of_k=OURS, latest_of_k=PARENTS)
+    assert pinned("asset://cells/table", known, executions, ["ours"], "k") == f"execution://{OURS}/t.csv"
+    assert pinned("asset://cells/table", known, executions, ["new"], "k") == f"execution://{PARENTS}/t.csv"
+    assert pinned("asset://cells/table", known, executions, ["new"], "other") == f"execution://{LATEST}/t.csv"
+    assert pinned("asset://cells/table", known, executions, ["ours"]) == f"execution://{LATEST}/t.csv"
+    with pytest.raises(SpecError, match="has succeeded for partition 'other'"):
+        pinned("asset://cells/table", Known(latest_of_k=PARENTS), executions, (), "other")
 
 
 def test_any_other_source_stays_as_it_is(executions: Path) -> None:

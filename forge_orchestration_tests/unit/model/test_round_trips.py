@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from datetime import date
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,7 @@ from forge_orchestration.model.record import (
     Usage,
     record_from_json,
 )  # fmt: skip
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, RetryWithMore
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
@@ -111,7 +112,7 @@ GUARD = GuardFacts(
 )  # fmt: skip
 RECORD = ExecutionRecord(
     schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
-    native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", status=Status.FAILED, end_reason=EndReason.MEMORY,
+    native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", partition="p", status=Status.FAILED, end_reason=EndReason.MEMORY,
     message=TEXT, exit_code=3, signal=9, runtime=RUNTIME, command=("sh", "-c", TEXT, ""),
     parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
@@ -131,11 +132,12 @@ PLAN = LaunchPlan(
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 RETRY = RetryWithMore(attempts=3, factor=1.5)
+PARTITIONS = Partitions(keys=("a", "b"), every="day", start=date(2026, 1, 1), dynamic="d", per_run=3)
 SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
     chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
-    dagster_run_id="r", dagster_step_key="k", attempt=2, previous_execution_id="p",
+    dagster_run_id="r", dagster_step_key="k", partition="p", attempt=2, previous_execution_id="p",
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
 CLAIM = Claim(
@@ -177,8 +179,10 @@ EXAMPLES: list[msgspec.Struct] = [
         inputs={"i": InputSource(path=TEXT)}, outputs={"o": "*"}, params={"p": PARAM}, limits={"memory": "1GiB"}, env={"A": TEXT},
         threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t", files=(TEXT,), function="m:f",
         retry_with_more=RETRY,
+        partitions=PARTITIONS,
     ),
     RETRY,
+    PARTITIONS,
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
