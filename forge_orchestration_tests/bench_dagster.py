@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -23,16 +24,18 @@ import time
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import websockets
 
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table
-from forge_orchestration_tests.integration.dagster_support import NO_QUEUE, Deployment, Webserver, wait_for
+from forge_orchestration_tests.integration.dagster_support import FINAL, NO_QUEUE, Deployment, Webserver, wait_for
 
 STEPS = 20
 LINES = 25
 FLOOD_BYTES = 200 * 2**20
+PARTITIONS = 2000
 ROUNDS = 5
 PLAIN = f"""
 import subprocess
@@ -76,7 +79,9 @@ def main() -> int:
     """Print the tables; exit status 1 if a bar does not hold."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=ROUNDS)
-    rounds = arguments.parse_args().rounds
+    arguments.add_argument("--partitions", type=int, default=PARTITIONS)
+    options = arguments.parse_args()
+    rounds = options.rounds
     folder = Path(tempfile.mkdtemp(prefix="forge-bench-dagster-"))
     table = Table()
     try:
@@ -88,6 +93,7 @@ def main() -> int:
         bench_steps(table, made, rounds)
         bench_launch(table, made, rounds)
         bench_logs(table, made)
+        bench_partitions(table, made, options.partitions)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if table.failed else 0
@@ -218,6 +224,35 @@ async def _seen_after_s(server: Webserver, made: Deployment, run_id: str) -> lis
                 text = answer["payload"]["data"]["capturedLogs"]["stdout"] or ""
                 after_s += [now - float(line) for line in text.split()]
     return after_s[5:]  # those that were there before anybody looked
+
+
+def bench_partitions(table: Table, made: Deployment, count: int) -> None:
+    """All partitions of an analysis in one run: whether the last cost what the first did, in time and in the worker's memory."""
+    made.add_analysis("parts", definition="partitions: {dynamic: parts}\n", command="['true']")
+    direct = made.changed("parts", NO_QUEUE)
+    keys = [f"p{number:05}" for number in range(count)]
+    with _instance(direct.launch_folder()) as instance:
+        instance.add_dynamic_partitions("parts", keys)
+    with direct.webserver() as server:
+        run_id = server.start_range("parts", keys[0], keys[-1])
+        folder = WorkerFolder(load_settings(made.home).workers_dir, run_id)
+        worker = psutil.Process(wait_for("the worker", folder.worker).process.pid)
+        seen: list[tuple[float, float]] = []
+        while server.status(run_id) not in FINAL:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seen.append((time.time(), worker.memory_info().rss / 2**20))
+            time.sleep(1)
+        assert server.status(run_id) == "SUCCESS"
+    with _instance(direct.launch_folder()) as instance:
+        told = [one.timestamp for one in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)]
+    assert len(told) == count
+    first_ms, last_ms = ((part[-1] - part[0]) * 1000 / (len(part) - 1) for part in (told[:101], told[-101:]))
+    early, late = (next(mib for at, mib in seen if at >= moment) for moment in (told[100], told[-2]))
+    print(f"\n{count} partitions in one run, {os.cpu_count()} at one time: {told[-1] - told[0]:.0f} s")
+    print(f"  a partition of the first hundred {first_ms:.1f} ms, of the last hundred {last_ms:.1f} ms")
+    print(f"  the worker has {early:.1f} MiB after a hundred, {late:.1f} MiB at the end")
+    table.bar("a partition, last hundred / first hundred", last_ms / first_ms, 1.25)
+    table.bar("MiB more at the end", late - early, 20)
 
 
 def _first_step_s(made: Deployment, server: Webserver) -> float:

@@ -290,6 +290,20 @@ class Webserver:
         run_id: str = answer["run"]["runId"]
         return run_id
 
+    def start_range(self, job: str, first: str, last: str) -> str:
+        """Launch one run for all partitions from one to another; its id."""
+        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        answer = self._launch(
+            {
+                "selector": _selector(job),
+                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
+            },
+            {},
+        )
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        run_id: str = answer["run"]["runId"]
+        return run_id
+
     def _launch(self, target: dict[str, Any], ops: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self.query(
             """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename

@@ -106,23 +106,6 @@ def materializations(server: Webserver, asset: str) -> list[dict[str, Any]]:
     return found
 
 
-def launch_range(server: Webserver, asset: str, first: str, last: str) -> str:
-    """Launch one run for all partitions from one to another; its id."""
-    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-    answer = server.query(
-        """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
-             ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
-        params={
-            "selector": {"repositoryLocationName": LOCATION, "repositoryName": "__repository__", "pipelineName": asset},
-            "runConfigData": "{}", "mode": "default",
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-        },
-    )["launchRun"]  # fmt: skip
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    run_id: str = answer["run"]["runId"]
-    return run_id
-
-
 def add_keys(server: Webserver, name: str, keys: list[str]) -> None:
     """Keys of a dynamic set, as the UI adds them."""
     for key in keys:
@@ -186,7 +169,7 @@ class TestOne:
 
 class TestSeveral:
     def test_each_is_told_and_those_that_fail_fail_the_run_in_the_end(self, deployment: Deployment, server: Webserver) -> None:
-        run_id = launch_range(server, "letters", "a", "e")
+        run_id = server.start_range("letters", "a", "e")
         assert server.wait(run_id) == "FAILURE"
         records = {one["partition"]: one for one in of_run(deployment, run_id)}
         assert {key: one["status"] for key, one in records.items()} == dict.fromkeys("abce", "succeeded") | {"d": "failed"}
@@ -233,7 +216,7 @@ class TestSeveral:
     def test_a_worker_that_is_killed_goes_on_with_the_rest(self, deployment: Deployment, server: Webserver) -> None:
         keys = [f"s{number:02}" for number in range(40)]
         add_keys(server, "samples", keys)
-        run_id = launch_range(server, "samples", keys[0], keys[-1])
+        run_id = server.start_range("samples", keys[0], keys[-1])
         wait_for("some of them", lambda: len(of_run(deployment, run_id)) >= 10)
         worker = json.loads((deployment.home / "dagster" / "workers" / run_id / "worker.json").read_text())
         os.kill(worker["process"]["pid"], signal.SIGKILL)
