@@ -88,6 +88,10 @@ class RunLog:
         self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
         if record.status == "queued" and record.message:
             self._log.info(record.message)
+        self.show_logs(record)
+
+    def show_logs(self, record: ExecutionRecord) -> None:
+        """Have Dagster show the execution's log files as the step's."""
         if self._captured is not None:
             for name, log in record.logs.items():
                 self._captured.show(name, Path(log.path))

@@ -7,30 +7,37 @@ environment into a sandbox, and `null`, which is refused only once the run has s
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
+from dagster._config import ConfigScalarKind
 
+from forge_orchestration.analyses import checked_param
+from forge_orchestration.analyses.checks import check_count, check_priority
 from forge_orchestration.errors import SpecError
-from forge_orchestration.model.limits import Limits, limits_as_written
+from forge_orchestration.model.limits import Limits, check_limits, limits_as_written, updated_limits
 from forge_orchestration.model.spec import AnalysisDefinition, Param
+from forge_orchestration.orchestration.checked_config import Checked
 from forge_orchestration.units import format_bytes, format_seconds
 
 AT_ONCE = "partitions_at_once"
 """How many partitions of one step are executed beside each other: a key of the config of what has partitions."""
 
-_SCALARS: dict[str, Any] = {"float": dg.Float, "int": dg.Int, "bool": dg.Bool, "str": dg.String}
+_SCALARS = {
+    "float": ConfigScalarKind.FLOAT, "int": ConfigScalarKind.INT, "bool": ConfigScalarKind.BOOL, "str": ConfigScalarKind.STRING,
+}  # fmt: skip
 
-_LIMITS: dict[str, tuple[Any, str]] = {
-    "memory": (dg.String, "Memory of all its processes together, files in memory included, such as 2GiB or 500MiB."),
-    "cpus": (dg.Float, "Processor cores, such as 1 or 0.5."),
-    "pids": (dg.Int, "Processes and threads at one moment."),
-    "wall_time": (dg.String, "Time from start to the request to end, such as 90s, 30min or 2h."),
-    "grace": (dg.String, "Time from the request to end until it is killed, such as 5s."),
-    "scratch": (dg.String, "Disk space for scratch, temporary files, outputs and checkpoint together, such as 2GiB."),
-    "log": (dg.String, "Kept of standard output, and of standard error; the rest is dropped and counted."),
-    "files": (dg.Int, "Files and folders in scratch, temporary files, outputs and checkpoint together."),
-    "open_files": (dg.Int, "Descriptors that each process may have open."),
+_LIMITS: dict[str, tuple[ConfigScalarKind, str]] = {
+    "memory": (ConfigScalarKind.STRING, "Memory of all its processes together, files in memory included, such as 2GiB or 500MiB."),
+    "cpus": (ConfigScalarKind.FLOAT, "Processor cores, such as 1 or 0.5."),
+    "pids": (ConfigScalarKind.INT, "Processes and threads at one moment."),
+    "wall_time": (ConfigScalarKind.STRING, "Time from start to the request to end, such as 90s, 30min or 2h."),
+    "grace": (ConfigScalarKind.STRING, "Time from the request to end until it is killed, such as 5s."),
+    "scratch": (ConfigScalarKind.STRING, "Disk space for scratch, temporary files, outputs and checkpoint together, such as 2GiB."),
+    "log": (ConfigScalarKind.STRING, "Kept of standard output, and of standard error; the rest is dropped and counted."),
+    "files": (ConfigScalarKind.INT, "Files and folders in scratch, temporary files, outputs and checkpoint together."),
+    "open_files": (ConfigScalarKind.INT, "Descriptors that each process may have open."),
 }
 
 
@@ -54,13 +61,17 @@ def config_schema(
         "runtime": _runtime_choice(definition, runtimes),
         "executor": _choice("ForgeExecutor", executors, definition.executor, "Where to run.", "executor"),
         "threads": dg.Field(
-            dg.Int,
+            Checked("ForgeThreads", ConfigScalarKind.INT, partial(check_count, "threads", least=1)),
             default_value=definition.threads,
             description="Threads of numerical libraries. Another number can change floating-point results.",
         ),
-        "seed": dg.Field(dg.Int, default_value=definition.seed, description="Seed of the random numbers."),
+        "seed": dg.Field(
+            Checked("ForgeSeed", ConfigScalarKind.INT, partial(check_count, "seed", least=0)),
+            default_value=definition.seed,
+            description="Seed of the random numbers.",
+        ),
         "priority": dg.Field(
-            dg.Int,
+            Checked("ForgePriority", ConfigScalarKind.INT, check_priority),
             default_value=definition.priority,
             description="Of executions that wait for room on the host, the highest is first. From -1000 to 1000.",
         ),
@@ -71,7 +82,7 @@ def config_schema(
         "limits": dg.Field(
             {
                 key: dg.Field(
-                    _LIMITS[key][0],
+                    _limit(key, maximum),
                     default_value=value,
                     description=f"{_LIMITS[key][1]} At most {in_units(field, getattr(maximum, field))} here.",
                 )
@@ -85,7 +96,18 @@ def config_schema(
 
 def _at_once() -> dg.Field:
     description = "Partitions of one run at one time. Executions that do not fit on the host wait, however many there are."
-    return dg.Field(dg.Int, default_value=os.cpu_count() or 1, description=description)
+    number = Checked("ForgePartitionsAtOnce", ConfigScalarKind.INT, partial(check_count, AT_ONCE, least=1))
+    return dg.Field(number, default_value=os.cpu_count() or 1, description=description)
+
+
+def _limit(key: str, maximum: Limits) -> Checked:
+    """One limit, from the least with which anything runs to what the deployment allows."""
+
+    def check(value: object) -> None:
+        # against the deployment's own: all others are as it allows
+        check_limits(updated_limits(maximum, {key: value}, "the op config"), maximum)
+
+    return Checked(f"ForgeLimit_{key}", _LIMITS[key][0], check)
 
 
 def _runtime_choice(definition: AnalysisDefinition, runtimes: Sequence[str]) -> dg.Field:
@@ -103,11 +125,13 @@ def _choice(type_name: str, names: Sequence[str], default: str, description: str
 
 
 def _param_field(analysis: str, name: str, param: Param) -> dg.Field:
-    scalar = _SCALARS.get(param.type)
-    if scalar is None:
+    kind = _SCALARS.get(param.type)
+    if kind is None:
         raise SpecError(f"Parameter '{name}' of {analysis} has the type '{param.type}'.", f"Types: {', '.join(_SCALARS)}.")
+    type_name = f"Forge_{analysis}_{name}"
+    scalar: Any = Checked(type_name, kind, partial(checked_param, name, param, where="the op config"))
     if param.type == "str" and param.choices:
-        scalar = dg.Enum(f"Forge_{analysis}_{name}", [dg.EnumValue(str(choice)) for choice in dict.fromkeys(param.choices)])
+        scalar = dg.Enum(type_name, [dg.EnumValue(str(choice)) for choice in dict.fromkeys(param.choices)])
     if param.default is None:
         return dg.Field(scalar, is_required=True, description=describe_param(param))
     return dg.Field(scalar, default_value=param.default, description=describe_param(param))

@@ -128,6 +128,7 @@ def _run(
         assert spec.dagster_run_id is not None and spec.dagster_step_key is not None
         before = last_of_step(engine, spec.dagster_run_id, spec.dagster_step_key)
         if before is not None and was_begun:
+            log.show_logs(before)  # if it has ended meanwhile nothing more comes of it
             before = taken_over(engine, before, context, log, cancel)
             if is_its_own_end(before) or cancel.is_set():
                 return before

@@ -265,8 +265,11 @@ class Webserver:
         """The data of one query or mutation."""
         body = json.dumps({"query": text, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            result = json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                result = json.load(answer)
+        except urllib.error.HTTPError as error:  # Dagster answers so when its code server refuses
+            result = json.load(error)
         assert not result.get("errors"), result["errors"]
         data: dict[str, Any] = result["data"]
         return data

@@ -92,8 +92,8 @@ def picture(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def launch(page: Page, memory: str, shown: str = "") -> str:
-    """From the asset's page, by the launchpad; the id of the run."""
+def fill_launchpad(page: Page, memory: str) -> None:
+    """From the asset's page."""
     page.goto("/assets/curve")
     page.get_by_role("button", name="Materialize").wait_for()
     page.locator("button:right-of(:text('Materialize'))").first.click()
@@ -104,11 +104,24 @@ def launch(page: Page, memory: str, shown: str = "") -> str:
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(CONFIG.format(memory=memory))
     page.get_by_text("No errors").wait_for()
+
+
+def launch(page: Page, memory: str, shown: str = "") -> str:
+    """Fill the launchpad and launch; the id of the run."""
+    fill_launchpad(page, memory)
     if shown:
         picture(page, shown)
     page.get_by_role("button", name="Materialize").last.click()
     page.wait_for_url("**/runs/*")
     return page.url.rsplit("/", 1)[1].partition("?")[0]
+
+
+def test_too_much_is_refused_with_its_sentence(page: Page, server: Webserver) -> None:
+    before = server.run_ids()
+    fill_launchpad(page, "9000TiB")
+    page.get_by_role("button", name="Materialize").last.click()
+    expect(page.locator("body")).to_contain_text("more than the")
+    assert server.run_ids() == before
 
 
 def stdout_of(page: Page, step: str) -> Locator:

@@ -64,14 +64,20 @@ def test_a_failing_analysis_fails_the_command_with_the_records_sentence(deployme
     assert "STEP_UP_FOR_RETRY" not in done.stderr
 
 
-def test_a_limit_above_the_deployments_fails_the_step_with_one_sentence(deployment: Deployment, tmp_path: Path) -> None:
+def test_what_is_out_of_bounds_is_refused_before_a_run_is_made(deployment: Deployment, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("ops: {run_sum: {config: {limits: {memory: 9000TiB}}}}\n")
+    config.write_text("ops: {run_sum: {config: {threads: 0, limits: {memory: 9000TiB, wall_time: soon}}}}\n")
     before = len(deployment.records())
     done = deployment.job_execute("sum", config)
     assert done.returncode == 1
-    assert "Failure: Limit 'memory' is" in done.stderr
-    assert "STEP_UP_FOR_RETRY" not in done.stderr
+    for sentence in (
+        "Limit 'memory' is",
+        "that this deployment allows",
+        "Limit 'wall_time' in the op config is",
+        "'threads' is 0; it must",
+    ):
+        assert sentence in done.stderr
+    assert "RUN_START" not in done.stderr
     assert len(deployment.records()) == before
 
 

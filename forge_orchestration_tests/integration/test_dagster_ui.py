@@ -165,6 +165,14 @@ def test_a_wrong_runtime_is_refused_before_a_run_is_made(webserver: Webserver) -
     assert webserver.run_ids() == before
 
 
+def test_a_limit_above_the_deployments_too(webserver: Webserver) -> None:
+    before = webserver.run_ids()
+    answer = webserver.launch("plot", {"limits": {"memory": "9000TiB"}})
+    assert answer["__typename"] == "PythonError"
+    assert "more than the" in answer["message"] and "that this deployment allows" in answer["message"]
+    assert webserver.run_ids() == before
+
+
 def test_a_failed_analysis_is_a_failed_step_with_the_records_sentence(deployment: Deployment, webserver: Webserver) -> None:
     run_id = webserver.start("failing")
     assert webserver.wait(run_id) == "FAILURE"
