@@ -20,6 +20,7 @@ from forge_orchestration.analyses.checks import (
 from forge_orchestration.analyses.partitions import check_partitions, checked_partition, partition_path
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.inputs import check_input_name
+from forge_orchestration.model.cron import check_cron
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Param, ParamValue
 from forge_orchestration.sandbox.view import ANALYSIS
@@ -173,6 +174,16 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     check_priority(content.priority)
     if content.partitions is not None:
         check_partitions(content.partitions, path)
+    if content.schedule:
+        try:
+            check_cron(content.schedule)
+        except ValueError as error:
+            raise SpecError(f"'schedule' in {path} cannot be understood: {error}.") from error
+        if content.partitions is not None and not content.partitions.every:
+            raise SpecError(
+                f"'schedule' in {path} cannot know which partition is meant.",
+                "Leave it out, or cut the analysis into windows of time.",
+            )
     check_count("retry_with_more: attempts", content.retry_with_more.attempts, 1)
     if not 1 < content.retry_with_more.factor <= 100:
         raise SpecError(

@@ -71,7 +71,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
-    that are meant, if not all. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
+    that are meant, if not all. `schedule` is when Dagster runs it, as cron writes times, in UTC. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
 
     name: str
@@ -88,6 +88,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
     partitions: Partitions | None = None
+    schedule: str = ""
     params: dict[str, Param] = {}
     limits: dict[str, Any] = {}
     retry_with_more: RetryWithMore = RetryWithMore()

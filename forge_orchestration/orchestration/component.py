@@ -5,7 +5,6 @@ that file alone is an analysis too, and `forge run` takes it.
 """
 
 import textwrap
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from forge_orchestration.analyses import definition_from, read_definition, with_
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.orchestration.analysis_assets import analysis_asset
-from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
+from forge_orchestration.orchestration.launchable import launchable
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import load_settings
 
@@ -45,7 +44,7 @@ class PartitionsModel(dg.Model):
 
     keys: list[str] | None = Field(default=None, description="Names that are known.")
     every: str | None = Field(default=None, description="hour, day, week or month.")
-    start: date | None = Field(default=None, description="The day of the first window, such as 2026-01-01.")
+    start: str | None = Field(default=None, description="The day of the first window, such as 2026-01-01.")
     dynamic: str | None = Field(default=None, description="Name of the set.")
     per_run: int | None = Field(default=None, description="Most of them in one run of a backfill; all, if not given.")
 
@@ -105,6 +104,7 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
         default=None, description="memory, cpus, pids, wall_time, grace, scratch, log, files, open_files: 2GiB, 1, 100, 30min …"
     )
     retry_with_more: RetryModel | None = Field(default=None, description="After an end for want of memory or of time.")
+    schedule: str | None = Field(default=None, description="When it runs by itself, as cron writes times, in UTC.")
     env: dict[str, str] | None = Field(default=None, description="Environment variables.")
     threads: int | None = Field(default=None, description="Threads of numerical libraries.")
     seed: int | None = Field(default=None, description="Seed of random numbers.")
@@ -124,5 +124,4 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
             raise SpecError(f"{folder} has both an analysis.yaml and attributes in its defs.yaml.", "Remove one of them.")
         definition = definition_from(msgspec.to_builtins(own), folder, folder / "defs.yaml") if own else read_definition(folder)
         asset = analysis_asset(with_rules(definition, settings), settings, runtime_names(settings), executor_names())
-        job = dg.define_asset_job(definition.name, selection=[definition.name], description=definition.description or None)
-        return dg.Definitions(assets=[asset], jobs=[job], executor=sandboxed_executor)
+        return launchable([(asset, definition)])

@@ -13,8 +13,8 @@ from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration import full_verification, runtime_repair
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, upstream_assets, usable_name
 from forge_orchestration.orchestration.health import health_definitions
+from forge_orchestration.orchestration.launchable import launchable
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
-from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings, load_settings
 
@@ -28,22 +28,15 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ForgeError: The settings, or a folder of analyses or runtimes, cannot be read, so nothing could run.
     """
     runtimes = runtime_names(settings)
-    assets = analysis_assets(analysis_folders(settings), settings, runtimes)
-    analyses = dg.Definitions(
-        assets=assets,
-        jobs=[
-            dg.define_asset_job(key.path[-1], selection=[key], description=asset.descriptions_by_key[key])
-            for asset in assets
-            for key in asset.keys
-        ],
-        executor=sandboxed_executor,
-    )
+    analyses = launchable(analysis_assets(analysis_folders(settings), settings, runtimes))
     return dg.Definitions.merge(analyses, health_definitions(settings), reconciliation_definitions(settings))
 
 
-def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[dg.AssetsDefinition]:
-    """An asset for each folder; one that cannot be used is shown as such, and the others are there all the same."""
-    assets: list[dg.AssetsDefinition] = []
+def analysis_assets(
+    folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]
+) -> list[tuple[dg.AssetsDefinition, AnalysisDefinition | None]]:
+    """An asset for each folder, and its definition; one that cannot be used is shown as such, and the others are there all the same."""
+    assets: list[tuple[dg.AssetsDefinition, AnalysisDefinition | None]] = []
     taken, executors = set(folders), executor_names()
     definitions = {name: found for name, folder in folders.items() if (found := _readable(folder)) is not None}
     for name, folder in folders.items():
@@ -51,13 +44,13 @@ def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequ
             _check_name(name, folders)
             definition = definitions.get(name) or read_definition(folder)
             _check_upstream(name, definitions)
-            assets.append(analysis_asset(with_rules(definition, settings), settings, runtimes, executors))
+            assets.append((analysis_asset(with_rules(definition, settings), settings, runtimes, executors), definition))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
             _log.warning("An analysis cannot be used: %s", told)
             shown = usable_name(name, taken - {name} if isinstance(error, ForgeError) else taken)
             taken.add(shown)
-            assets.append(broken_asset(shown, told))
+            assets.append((broken_asset(shown, told), None))
     return assets
 
 

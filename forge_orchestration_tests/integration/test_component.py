@@ -97,3 +97,17 @@ def test_an_analysis_yaml_will_do(project: Project) -> None:
     done = project.dg("list", "defs", "--json")
     assert done.returncode == 0, done.stderr
     assert '"counted"' in done.stdout
+
+
+def test_partitions_and_a_schedule(project: Project) -> None:
+    folder = project.defs / "windows"
+    folder.mkdir()
+    (folder / "defs.yaml").write_text(
+        "type: forge_orchestration.Analysis\nattributes:\n  command: [sh, -c, 'echo $FORGE_PARTITION']\n  runtime: forge-python\n"
+        "  partitions: {every: day, start: 2026-01-01}\n  schedule: '0 3 * * *'\n"
+    )
+    assert '"windows_schedule"' in project.dg("list", "defs", "--json").stdout
+    done = project.dg("launch", "--assets", "windows", "--partition-range", "2026-01-01...2026-01-02")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [record["partition"] for record in project.deployment.records() if record["analysis"] == "windows"]
+    assert sorted(found) == ["2026-01-01", "2026-01-02"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from forge_orchestration.analyses import read_definition, spec_from_definition
 from forge_orchestration.analyses.partitions import checked_partition
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
+from forge_orchestration.orchestration.analysis_assets import analysis_asset
+from forge_orchestration.orchestration.launchable import launchable
 from forge_orchestration.orchestration.partitions import partitions_definition
 from forge_orchestration.settings import Settings
 
@@ -107,3 +110,35 @@ def test_a_path_has_the_key_in_its_place(folder: Path, settings: Settings) -> No
     found = read(folder, "inputs: {a: {path: 'd/{partition}.txt'}}")
     with pytest.raises(SpecError, match="wants a partition, and the analysis has none"):
         spec_from_definition(found, settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("schedule: daily", "'schedule' in"),
+        ("schedule: '0 25 * * *'", "is no hour"),
+        ("schedule: '0 3 * * *'\npartitions: {keys: [a]}", "cannot know which partition is meant"),
+    ],
+)
+def test_a_schedule_that_cannot_be(folder: Path, text: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as told:
+        read(folder, text)
+    assert sentence in str(told.value)
+
+
+def test_a_schedule_runs_the_last_window_that_is_over(folder: Path, settings: Settings) -> None:
+    assert ticked(read(folder, "schedule: '0 3 * * *'"), settings, datetime(2026, 1, 5, 3, tzinfo=UTC)) == [None]
+    windows = read(folder, "schedule: '0 3 * * *'\npartitions: {every: day, start: 2026-01-03}")
+    assert ticked(windows, settings, datetime(2026, 1, 5, 3, tzinfo=UTC)) == ["2026-01-04"]
+    assert ticked(windows, settings, datetime(2026, 1, 3, 3, tzinfo=UTC)) == []
+
+
+def ticked(definition: AnalysisDefinition, settings: Settings, at: datetime) -> list[str | None]:
+    """Partitions of the runs that its schedule asks for at a moment."""
+    asset = analysis_asset(definition, settings, [definition.runtime], ["local"])
+    repository = launchable([(asset, definition)]).get_repository_def()
+    (schedule,) = repository.schedule_defs
+    assert (schedule.name, schedule.cron_schedule, schedule.execution_timezone) == ("cut_schedule", "0 3 * * *", "UTC")
+    with dg.instance_for_test() as instance:
+        context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
+        return [run.partition_key for run in schedule.evaluate_tick(context).run_requests]

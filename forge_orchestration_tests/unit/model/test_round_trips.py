@@ -180,6 +180,7 @@ EXAMPLES: list[msgspec.Struct] = [
         threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t", files=(TEXT,), function="m:f",
         retry_with_more=RETRY,
         partitions=PARTITIONS,
+        schedule="0 3 * * *",
     ),
     RETRY,
     PARTITIONS,
