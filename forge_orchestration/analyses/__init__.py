@@ -189,6 +189,11 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
         raise SpecError(
             f"'retry_with_more: factor' in {path} is {content.retry_with_more.factor:g}; it must be more than 1, at most 100."
         )
+    for name in content.checks:
+        if not _NAME.fullmatch(name):
+            raise SpecError(
+                f"'{name[:80]}' in {path} cannot be a check's name.", "Name it with letters, digits and '_', a letter first."
+            )
     for name, pattern in content.outputs.items():
         check_output_pattern(pattern, f"output '{name}' in {path}")
     updated_limits(Limits(), content.limits, path)
@@ -313,6 +318,7 @@ def spec_from_definition(
         executor=executor or definition.executor,
         inputs=sources,
         outputs=definition.outputs,
+        checks=tuple(definition.checks),
         partition=partition,
         params=values,
         limits=effective,

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from forge_orchestration.cli.show import check_sentence
 from forge_orchestration.cli.untrusted import UntrustedOutput
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
@@ -143,6 +144,9 @@ class _Terminal:
         elif message.type == "log":
             self._close_line()
             print(f"{message.level}: {message.message}", file=sys.stderr, flush=True)
+        elif message.type == "check":
+            self._close_line()
+            print(f"check {check_sentence(message.name, bool(message.passed), message.message)}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Nothing more comes."""

@@ -82,12 +82,23 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
     if used:
         yield "Used", used
     yield "Logs", [(name, f"{log.path} ({format_bytes(log.bytes)})") for name, log in record.logs.items()]
+    if record.checks:
+        yield (
+            "Checks, as the analysis reports them",
+            [(one.name, check_sentence("", one.passed, one.message)) for one in record.checks],
+        )
     if record.outputs:
         yield "Outputs", [(one.name, f"{record.folder}/outputs/{one.path} ({format_bytes(one.bytes)})") for one in record.outputs]
     if record.guard is not None:
         yield "Guarded", _guarded(record.guard)
     if record.rejected_outputs:
         yield "Not kept", [(one.path, one.why) for one in record.rejected_outputs]
+
+
+def check_sentence(name: str, passed: bool, message: str) -> str:
+    """`enough_cells passed: 700 cells`."""
+    said = f"{name} {'passed' if passed else 'failed'}".lstrip()
+    return f"{said}: {message}" if message else said
 
 
 def _guarded(guard: GuardFacts) -> list[tuple[str, str]]:

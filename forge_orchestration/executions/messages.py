@@ -10,7 +10,7 @@ import base64
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ _PIPES_FIELDS = {"__dagster_pipes_version", "method", "params"}
 _PIPES_PARAMS = {
     "opened": {"extras"}, "closed": {"exception"}, "log": {"message", "level"}, "report_custom_message": {"payload"},
     "report_asset_materialization": {"asset_key", "data_version", "metadata"},
+    "report_asset_check": {"asset_key", "check_name", "passed", "severity", "metadata"},
 }  # fmt: skip
 _PIPES_KINDS = ("__infer__", "text", "int", "float", "bool", "json", "md", "url")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -39,12 +40,17 @@ class MessageParser:
 
     Args:
         asset: The analysis: of any other asset it has nothing to say.
+        checks: Those that it declares: each is reported once, and no other.
         clock: Seconds, for the rate.
     """
 
-    def __init__(self, caps: MessageSettings, asset: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, caps: MessageSettings, asset: str, checks: Collection[str] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._caps = caps
         self._asset = asset
+        self._checks = set(checks)
+        self._unreported = dict.fromkeys(checks)
         self._clock = clock
         self._rest = b""
         self._count = self._bytes = 0
@@ -77,6 +83,11 @@ class MessageParser:
         if self._is_open:
             raise MessageViolation("The message channel was opened and never closed.")
 
+    @property
+    def unreported(self) -> list[str]:
+        """Declared checks of which nothing was said until now."""
+        return list(self._unreported)
+
     def _message(self, line: bytes) -> Message:
         self._count += 1
         if self._count > self._caps.max_count:
@@ -90,11 +101,24 @@ class MessageParser:
                 raise ValueError("not an object")
             message = _from_pipes(raw, self._asset) if "__dagster_pipes_version" in raw else msgspec.convert(raw, Message)
             message = _checked(message)
+            self._see_check(message)
         except (ValueError, TypeError, KeyError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise MessageViolation(f"A message cannot be used ({_first_line(error)}): {quoted(line)}.") from None
         if message.type in ("opened", "closed"):
             self._is_open = message.type == "opened"
         return message
+
+    def _see_check(self, message: Message) -> None:
+        if message.type != "check":
+            if message.name or message.passed is not None:
+                raise ValueError("name and passed are of a check")
+            return
+        if message.passed is None:
+            raise ValueError("a check says neither that it passed nor that it failed")
+        if message.name not in self._unreported:
+            why = "is reported twice" if message.name in self._checks else "is not one that the analysis declares"
+            raise ValueError(f"check {message.name[:40]!r} {why}")
+        del self._unreported[message.name]
 
     def _count_rate(self) -> None:
         now = self._clock()
@@ -127,7 +151,7 @@ def _pipes_parameter(value: object) -> str:
 
 
 def _from_pipes(raw: dict[str, Any], asset: str) -> Message:
-    """What `dagster_pipes` writes. Results and checks are for trusted code to state, so only their metadata is taken."""
+    """What `dagster_pipes` writes. A materialization is for trusted code to state, so only its metadata is taken."""
     method, params = raw["method"], raw.get("params") or {}
     if not isinstance(params, dict):
         raise ValueError("params is not an object")
@@ -143,13 +167,27 @@ def _from_pipes(raw: dict[str, Any], asset: str) -> Message:
         case "report_custom_message":
             return Message(type="metadata", values={"message": _text(msgspec.json.encode(params.get("payload")).decode())})
         case "report_asset_materialization":
-            if params.get("asset_key") not in (None, asset):
-                raise ValueError(f"asset {str(params['asset_key'])[:40]!r} is not this analysis")
-            values = params.get("metadata") or {}
-            if not isinstance(values, dict):
-                raise ValueError("metadata is not an object")
-            return Message(type="metadata", values={str(name): _pipes_value(value) for name, value in values.items()})
+            _check_asset(params, asset)
+            return Message(type="metadata", values=_pipes_values(params))
+        case "report_asset_check":
+            _check_asset(params, asset)
+            return Message(
+                type="check", name=_text(params["check_name"]), passed=_boolean(params["passed"]), level=_severity(params.get("severity")),
+                values=_pipes_values(params),
+            )  # fmt: skip
     raise AssertionError(method)
+
+
+def _check_asset(params: dict[str, Any], asset: str) -> None:
+    if params.get("asset_key") not in (None, asset):
+        raise ValueError(f"asset {str(params['asset_key'])[:40]!r} is not this analysis")
+
+
+def _pipes_values(params: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    values = params.get("metadata") or {}
+    if not isinstance(values, dict):
+        raise ValueError("metadata is not an object")
+    return {str(name): _pipes_value(value) for name, value in values.items()}
 
 
 def _pipes_value(value: Any) -> bool | int | float | str:
@@ -167,6 +205,19 @@ def _level(value: Any) -> Any:
     if level not in _LEVELS:
         raise ValueError(f"unknown level {level[:20]!r}")
     return level
+
+
+def _severity(value: Any) -> Any:
+    severity = value if value is not None else "ERROR"
+    if severity not in ("ERROR", "WARN"):
+        raise ValueError(f"unknown severity {str(severity)[:20]!r}")
+    return "warning" if severity == "WARN" else "error"
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false expected")
+    return value
 
 
 def _text(value: Any) -> str:

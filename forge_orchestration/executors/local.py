@@ -243,7 +243,7 @@ class LocalExecutor(AnalysisExecutor):
                 partition=spec.partition,
             ),
             limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
-            outputs=spec.outputs, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),
+            outputs=spec.outputs, checks=spec.checks, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),
             identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision, isolation=settings.isolation,
             neighbours=settings.neighbours,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -119,6 +119,17 @@ class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @compiled
+class CheckFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an analysis says that one of its checks found: its claim, which nobody has verified."""
+
+    name: str
+    passed: bool
+    severity: Literal["error", "warning"] = "error"
+    message: str = ""
+    values: dict[str, Any] = {}
+
+
+@compiled
 class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to run an analysis. Times are seconds since the epoch, UTC; sizes are bytes."""
 
@@ -156,6 +167,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[OutputFacts] = []
     rejected_outputs: list[RejectedOutput] = []
     metadata: dict[str, Any] = {}
+    checks: list[CheckFacts] = []
     published: list[dict[str, Any]] = []
     logs: dict[str, LogFacts] = {}
     cleanup: Cleanup = Cleanup()

@@ -71,7 +71,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
-    that are meant, if not all. `schedule` is when Dagster runs it, as cron writes times, in UTC. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
+    that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
 
     name: str
@@ -87,6 +87,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     executor: str = "local"
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
+    checks: dict[str, str] = {}
     partitions: Partitions | None = None
     schedule: str = ""
     params: dict[str, Param] = {}
@@ -110,6 +111,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         inputs: Path on the host, or `package://…`, `asset://…`, `execution://…`, by input name.
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
         group: Group of the analysis and, beside it, its tags: what a deployment's settings may pick it by.
+        checks: Names of what the analysis must report to have passed or failed.
         partition: Key of the part that is meant; None of what has no parts.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
         chosen_by: Who decided `runtime`, `executor` …: `default`, `rule: …` of the settings, `analysis`, `op config`,
@@ -127,6 +129,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     executor: str = "local"
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}
+    checks: tuple[str, ...] = ()
     partition: str | None = None
     params: dict[str, ParamValue] = {}
     limits: Limits = Limits()

@@ -4,7 +4,7 @@ The step itself stays light: it waits for an execution that has its own processe
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -38,16 +38,17 @@ def analysis_asset(
         partitions_def = partitions_definition(definition.partitions)
     schema = schema_of(definition, settings, runtimes, executors, has_partitions=partitions_def is not None)
 
-    def run(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        return materialize(context, definition, settings)
-
-    def run_partitions(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult[None]]:
-        yield from materialize_partitions(context, definition, settings)
+    def run(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult[None]]:
+        if partitions_def is None:
+            yield materialize(context, definition, settings)
+        else:
+            yield from materialize_partitions(context, definition, settings)
 
     return _asset(
         definition.name,
-        run if partitions_def is None else run_partitions,
+        run,
         partitions_def=partitions_def,
+        checks=definition.checks,
         policy=backfill_policy(definition.partitions) if partitions_def is not None else None,
         group=definition.group,
         description=described(definition, settings),
@@ -100,11 +101,14 @@ def _asset(
     deps: Sequence[str] = (),
     partitions_def: dg.PartitionsDefinition[str] | None = None,
     policy: dg.BackfillPolicy | None = None,
+    checks: Mapping[str, str] | None = None,
 ) -> dg.AssetsDefinition:
     spec = dg.AssetSpec(
         [name], deps=deps, group_name=_safe(group), description=description, kinds=kinds, tags=tags, partitions_def=partitions_def
     )
+    specs = [dg.AssetCheckSpec(check, asset=name, description=expects or None) for check, expects in (checks or {}).items()]
     decorate = dg.multi_asset(
+        check_specs=specs,
         name=op_name(name), specs=[spec], description=description, config_schema=schema, partitions_def=partitions_def,
         backfill_policy=policy,
     )  # fmt: skip

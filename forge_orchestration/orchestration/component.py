@@ -98,6 +98,7 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     executor: str | None = Field(default=None, description="Where to run.")
     inputs: dict[str, InputModel] | None = Field(default=None, description="Files that it reads, by name.")
     outputs: dict[str, str] | None = Field(default=None, description="Files or patterns that it must write, by name.")
+    checks: dict[str, str] | None = Field(default=None, description="What it must report on, by name, and what is expected.")
     partitions: PartitionsModel | None = Field(default=None, description="What it is cut into, an execution each.")
     params: dict[str, ParamModel] | None = Field(default=None, description="What a launch may change.")
     limits: dict[str, bool | int | float | str] | None = Field(

@@ -115,6 +115,9 @@ class RunLog:
         elif message.type == "metadata":
             values = ", ".join(f"{name} = {value}" for name, value in message.values.items())
             self._show("info", f"The analysis states {values}")
+        elif message.type == "check":
+            said = f": {message.message}" if message.message else "."
+            self._show("info", f"The analysis reports that check {message.name} {'passed' if message.passed else 'failed'}{said}")
 
     def finish(self) -> None:
         """The execution has ended: show the last progress, the ends of the streams, and how much was left out."""

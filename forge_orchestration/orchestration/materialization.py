@@ -14,7 +14,7 @@ import dagster as dg
 from forge_orchestration.executions.logs import tail
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.limits import Limits, limits_as_written
-from forge_orchestration.model.record import ExecutionRecord, Measured
+from forge_orchestration.model.record import CheckFacts, ExecutionRecord, Measured
 from forge_orchestration.orchestration.op_config import in_units
 
 MAX_ROWS = 100
@@ -64,6 +64,18 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
 def materialization_tags(record: ExecutionRecord) -> dict[str, str]:
     """By which a materialization is found from its execution."""
     return {"forge/execution_id": record.execution_id}
+
+
+def check_result(check: CheckFacts) -> dg.AssetCheckResult:
+    """A check as the analysis reports it."""
+    severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckResult(
+        passed=check.passed,
+        check_name=check.name,
+        severity=severity,
+        description=check.message or None,
+        metadata={name: _value(value) for name, value in _claims(check.values).items()},
+    )
 
 
 def data_version(record: ExecutionRecord) -> str:

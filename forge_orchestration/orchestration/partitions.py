@@ -17,7 +17,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
-from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.model.record import CheckFacts, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
 from forge_orchestration.operations.retry_with_more import repeated, run_with_more
 from forge_orchestration.operations.take_over import is_its_own_end
@@ -117,6 +117,7 @@ class _Several:
         self._begun = self._engine.store.partitions_of_run(context.run.run_id, definition.name) if begun_before else {}
         self._shown = self._already_shown() if begun_before else set()
         self._failed: list[tuple[str, str]] = []
+        self._checks: dict[str, list[tuple[str, CheckFacts]]] = {name: [] for name in definition.checks}
 
     def run(self) -> Iterator[_Event]:
         at_once = self._op_context.op_config[AT_ONCE]
@@ -139,7 +140,10 @@ class _Several:
         if self._failed:
             raise self._failure()
         # what each partition came to was said above; with this key Dagster does not say it once more, for all alike
-        yield dg.MaterializeResult(metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+        yield dg.MaterializeResult(
+            metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True},
+            check_results=[_of_all(name, found) for name, found in self._checks.items()],
+        )
 
     def _run_one(self, key: str) -> ExecutionRecord:
         """The final record of one partition. On a thread of its own."""
@@ -177,7 +181,10 @@ class _Several:
             self._context.log.warning(f"{key}: {finding.verdict}: {finding.target}: {finding.what}")
         if not record.succeeded:
             self._note_failure(key, f"{record.message} Its record is {record.folder}/record.json.")
-        elif key not in self._shown:
+            return
+        for check in record.checks:
+            self._checks[check.name].append((key, check))
+        if key not in self._shown:
             yield from self._materialization(key, record)
 
     def _note_failure(self, key: str, sentence: str) -> None:
@@ -214,3 +221,18 @@ class _Several:
             {"failed_partitions": dg.MetadataValue.json([key for key, _ in self._failed])},
             allow_retries=False,
         )
+
+
+def _of_all(name: str, found: Sequence[tuple[str, CheckFacts]]) -> dg.AssetCheckResult:
+    """One check of several partitions: passed if it passed in each."""
+    failed = [(key, check) for key, check in found if not check.passed]
+    if not failed:
+        return dg.AssetCheckResult(passed=True, check_name=name, description=f"Passed in {len(found)} partitions.")
+    (first, why), worst = failed[0], any(check.severity == "error" for _, check in failed)
+    return dg.AssetCheckResult(
+        passed=False,
+        check_name=name,
+        severity=dg.AssetCheckSeverity.ERROR if worst else dg.AssetCheckSeverity.WARN,
+        description=f"Failed in {len(failed)} of {len(found)} partitions. The first, {first}: {why.message or 'no more is said'}",
+        metadata={"failed_partitions": dg.MetadataValue.json([key for key, _ in failed])},
+    )

@@ -21,7 +21,13 @@ from forge_orchestration.operations.retry_with_more import next_attempt, repeate
 from forge_orchestration.operations.take_over import is_its_own_end, last_of_step, take_over
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.live import RunLog
-from forge_orchestration.orchestration.materialization import data_version, materialization_tags, record_metadata, stderr_tail
+from forge_orchestration.orchestration.materialization import (
+    check_result,
+    data_version,
+    materialization_tags,
+    record_metadata,
+    stderr_tail,
+)
 from forge_orchestration.orchestration.op_config import spec_arguments
 from forge_orchestration.orchestration.previews import materialization_metadata
 from forge_orchestration.orchestration.step_thread import StepThread
@@ -41,6 +47,7 @@ def materialize(
         metadata=materialization_metadata(record),
         data_version=dg.DataVersion(data_version(record)),
         tags=materialization_tags(record),
+        check_results=[check_result(check) for check in record.checks],
     )
 
 

@@ -49,6 +49,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
         system_links: Links of the system view, target by path.
         binds: Runtime, analysis files, inputs.
         outputs: Declared outputs: pattern by name.
+        checks: Names of declared checks.
     """
 
     execution_id: str
@@ -63,6 +64,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     system_links: dict[str, str]
     binds: tuple[Bind, ...]
     outputs: dict[str, str]
+    checks: tuple[str, ...] = ()
     parameters_json: str
     cgroup: CgroupSite
     identity: IdentitySettings

@@ -24,8 +24,9 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.logs import CappedLog
 from forge_orchestration.executions.messages import MessageParser, MessageViolation
 from forge_orchestration.executions.outputs import Collected, collect_outputs
+from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
+from forge_orchestration.model.record import CheckFacts, Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
 from forge_orchestration.sandbox import bubblewrap, linux, precedence
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.child import Child, start_child
@@ -152,7 +153,7 @@ class Supervisor:
                         "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
                     )
             self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
-            self._pump = _Pump(logs, MessageParser(plan.messages, plan.analysis), self._folder.messages)
+            self._pump = _Pump(logs, MessageParser(plan.messages, plan.analysis, plan.checks), self._folder.messages)
             try:
                 self._watch(child, identity, group, workspace)
             except (SandboxError, OSError) as error:
@@ -189,6 +190,7 @@ class Supervisor:
                 limits=self._plan.limits, stops=self._stops, exit_status=child.exit_status, signal=child.signal, counters=counters, wall_s=wall_s,
                 scratch_full=full, scratch_peak_bytes=int(peak.value),
                 scratch_peak_files=workspace.peak_files, files_limit=int(self._enforced["files"].value), missing=tuple(collected.missing),
+                unreported=tuple(self._pump.unreported),
                 rejected=tuple(f"{item.path} ({item.why})" for item in collected.rejected),
             )
         )  # fmt: skip
@@ -206,7 +208,7 @@ class Supervisor:
             "violations": violations.counts if violations else {},
             "suspect": violations is not None and violations.total >= self._plan.supervision.suspect_after,
              "outputs": collected.outputs, "rejected_outputs": collected.rejected,
-            "metadata": self._pump.metadata, "logs": {name: log.facts() for name, log in logs.items()},
+            "metadata": self._pump.metadata, "checks": self._pump.checks, "logs": {name: log.facts() for name, log in logs.items()},
             "ended_at": time.time(),
         }  # fmt: skip
 
@@ -396,6 +398,12 @@ class _Pump:
         self._file: int | None = None
         self._broken = False
         self.metadata: dict[str, object] = {}
+        self.checks: list[CheckFacts] = []
+
+    @property
+    def unreported(self) -> list[str]:
+        """Declared checks of which the analysis said nothing."""
+        return self._parser.unreported
 
     def take(self, source: str, data: bytes) -> None:
         """Bytes of `stdout`, `stderr` or `messages`.
@@ -412,7 +420,10 @@ class _Pump:
                 self._broken = True
                 raise
             for message in messages:
-                self.metadata.update(message.values if len(self.metadata) < 1000 else {})
+                if message.type == "check":
+                    self.checks.append(_check_facts(message))
+                else:
+                    self.metadata.update(message.values if len(self.metadata) < 1000 else {})
                 self._append(msgspec.json.encode(message) + b"\n")
 
     def finish(self) -> None:
@@ -432,3 +443,10 @@ class _Pump:
         if self._file is None:
             self._file = os.open(self._messages_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.write(self._file, line)
+
+
+def _check_facts(message: Message) -> CheckFacts:
+    return CheckFacts(
+        name=message.name, passed=bool(message.passed), severity="warning" if message.level == "warning" else "error",
+        message=message.message, values=dict(message.values),
+    )  # fmt: skip

@@ -24,6 +24,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
         scratch_full: Whether the workspace was seen full.
         scratch_peak_bytes, scratch_peak_files: The most that was seen in it.
         files_limit: How many files it could hold, as read back.
+        unreported: Declared checks of which nothing was said.
         missing: Declared outputs that are not there; rejected: how many entries could not be kept, and the first of them.
     """
 
@@ -37,6 +38,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     scratch_peak_bytes: int = 0
     scratch_peak_files: int = 0
     files_limit: int = 0
+    unreported: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
 
@@ -83,6 +85,11 @@ def judge(seen: Observed) -> tuple[EndReason, str]:
         holding.setdefault(
             EndReason.OUTPUT_REJECTED,
             f"The analysis ended without writing its declared output {_listed(seen.missing)}: write it beneath $FORGE_OUTPUTS.",
+        )
+    if well and seen.unreported:
+        holding.setdefault(
+            EndReason.OUTPUT_REJECTED,
+            f"The analysis ended without reporting its declared check {_listed(seen.unreported)}: write it to $FORGE_MESSAGES.",
         )
     if well and seen.rejected:
         holding.setdefault(

@@ -23,10 +23,13 @@ SCRIPT = """
     if text == "bad":
         sys.exit("bad text")
     Path(os.environ["FORGE_OUTPUTS"], "upper.txt").write_text(text.upper())
+    check = {"type": "check", "name": "small", "passed": text != "text b", "message": text}
+    open(os.environ["FORGE_MESSAGES"], "a").write(json.dumps(check) + "\\n")
     """
 DEFINITION = """
     inputs: {text: {path: "texts/{partition}.txt"}}
     outputs: {upper: upper.txt}
+    checks: {small: The text is a small one}
     partitions: {keys: [a, b, c, d, e]}
     """
 AFTER = """
@@ -192,6 +195,7 @@ class TestSeveral:
             assert f"=== {key}: {records[key]['execution_id']} ===\nthis is {key}\n" in printed
         assert "bad text" in server.captured(run_id)["stderr"]
 
+    @pytest.mark.slow
     def test_a_backfill_is_one_run_or_as_many_as_the_analysis_says(self, deployment: Deployment, server: Webserver) -> None:
         for asset, keys, runs in (("letters", ["a", "b", "c"], 1), ("daily", ["2026-01-01", "2026-01-02", "2026-01-03"], 2)):
             answer = server.query(
@@ -212,6 +216,9 @@ class TestSeveral:
             told = materializations(server, asset)[:3]
             assert sorted(one["partition"] for one in told) == keys
             assert len({one["runId"] for one in told}) == runs
+        check = server.check_history("letters", check="small")[0]
+        assert not check["success"]
+        assert check["description"] == "Failed in 1 of 3 partitions. The first, b: text b"
 
     def test_a_worker_that_is_killed_goes_on_with_the_rest(self, deployment: Deployment, server: Webserver) -> None:
         keys = [f"s{number:02}" for number in range(40)]

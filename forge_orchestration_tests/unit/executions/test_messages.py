@@ -18,7 +18,7 @@ def pipes(method: str, params: str = "null") -> bytes:
 
 
 def read(data: bytes, caps: MessageSettings = CAPS) -> list[Message]:
-    parser = MessageParser(caps, "mine")
+    parser = MessageParser(caps, "mine", ["declared"])
     messages = parser.feed(data)
     parser.finish()
     return messages
@@ -43,6 +43,12 @@ class TestGood:
             (pipes("report_asset_materialization", '{"metadata": {"n": 5, "t": {"raw_value": {"a": 1}, "type": "json"}}}'),
              Message(type="metadata", values={"n": 5, "t": '{"a":1}'})),
             (pipes("report_asset_materialization", '{"metadata": null}'), Message(type="metadata")),
+            (b'{"type": "check", "name": "declared", "passed": false, "level": "warning", "message": "few", "values": {"n": 3}}\n',
+             Message(type="check", name="declared", passed=False, level="warning", message="few", values={"n": 3})),
+            (pipes("report_asset_check", '{"asset_key": "mine", "check_name": "declared", "passed": true, "severity": "WARN", "metadata": {"n": 3}}'),
+             Message(type="check", name="declared", passed=True, level="warning", values={"n": 3})),
+            (pipes("report_asset_check", '{"check_name": "declared", "passed": false}'),
+             Message(type="check", name="declared", passed=False, level="error")),
             (pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "https://x", "type": "url"}}}'),
              Message(type="metadata", values={"p": "https://x"})),
         ],
@@ -52,7 +58,7 @@ class TestGood:
         assert read(line) == [message]
 
     def test_a_stream_in_single_bytes(self) -> None:
-        parser = MessageParser(CAPS, "mine")
+        parser = MessageParser(CAPS, "mine", ["declared"])
         stream = '{"type": "log", "message": "ä€💥"}\n\n  \n{"type":"progress","fraction":0.25}\n'.encode()
         messages = [message for index in range(len(stream)) for message in parser.feed(stream[index : index + 1])]
         parser.finish()
@@ -126,7 +132,15 @@ HOSTILE = {
     "pipes: a log that is a number": pipes("log", '{"message": 5}'),
     "pipes: an unknown level": pipes("log", '{"message": "x", "level": "SHOUT"}'),
     "pipes: a level that is an object": pipes("log", '{"message": "x", "level": {}}'),
-    "pipes: an asset check": pipes("report_asset_check", '{"check_name": "fine", "passed": true}'),
+    "pipes: an asset check that is not declared": pipes("report_asset_check", '{"check_name": "fine", "passed": true}'),
+    "a check that is not declared": b'{"type": "check", "name": "fine", "passed": true}\n',
+    "a check that is neither": b'{"type": "check", "name": "declared"}\n',
+    "a check twice": 2 * b'{"type": "check", "name": "declared", "passed": true}\n',
+    "a check that is passed nearly": b'{"type": "check", "name": "declared", "passed": 1}\n',
+    "pipes: a check of another asset": pipes("report_asset_check", '{"asset_key": "other", "check_name": "declared", "passed": true}'),
+    "pipes: a check of unknown severity": pipes("report_asset_check", '{"check_name": "declared", "passed": true, "severity": "FATAL"}'),
+    "pipes: a check that is passed nearly": pipes("report_asset_check", '{"check_name": "declared", "passed": "true"}'),
+    "a name of what is no check": b'{"type": "log", "message": "x", "name": "declared"}\n',
     "pipes: metadata that is a list": pipes("report_asset_materialization", '{"metadata": [1]}'),
     "pipes: metadata that is text": pipes("report_asset_materialization", '{"metadata": "x"}'),
     "pipes: metadata that is a path": pipes("report_asset_materialization", '{"metadata": {"p": {"raw_value": "/etc/shadow", "type": "path"}}}'),
@@ -159,7 +173,7 @@ def test_hostile(name: str) -> None:
 
 def test_64_mib_without_an_end_are_never_held() -> None:
     """Given in pieces, as a pipe gives it: refused at the first piece past the cap, and not kept until then."""
-    parser, fed = MessageParser(CAPS, "mine"), 0
+    parser, fed = MessageParser(CAPS, "mine", ["declared"]), 0
     with pytest.raises(MessageViolation, match="longer than 65536"):
         while fed < 64 << 20:
             parser.feed(b"x" * 65536)

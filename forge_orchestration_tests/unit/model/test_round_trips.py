@@ -36,6 +36,7 @@ from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import (
     CacheFacts,
+    CheckFacts,
     Cleanup,
     CodeFacts,
     Enforced,
@@ -110,6 +111,7 @@ GUARD = GuardFacts(
     databases=[TEXT], tier="full", paths=[TEXT], files=1, bytes=2**53 + 1, before_at=0.25, before_s=0.5, after_at=1.5, after_s=2.5,
     why_not_after=TEXT, findings=[GUARD_FINDING],
 )  # fmt: skip
+CHECK_FACTS = CheckFacts(name="c", passed=False, severity="warning", message=TEXT, values={"n": 1.5})
 RECORD = ExecutionRecord(
     schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
     native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", partition="p", status=Status.FAILED, end_reason=EndReason.MEMORY,
@@ -117,14 +119,14 @@ RECORD = ExecutionRecord(
     parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
     isolation=ISOLATION, violations={"unshare": 3}, suspect=True, guard=GUARD, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
-    metadata={TEXT: TEXT, "n": 1.5, "b": False}, published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
+    metadata={TEXT: TEXT, "n": 1.5, "b": False}, checks=[CHECK_FACTS], published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
     cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
     analysis="a",
     execution_id="i", folder=TEXT, scratch_dir=TEXT, bubblewrap="/usr/bin/bwrap", command=("sh", TEXT),
     environment={"A": TEXT}, limits=LIMITS, system_binds=("/usr",), system_links={"/bin": "usr/bin"}, binds=(BIND,),
-    outputs={"o": "*.csv"}, parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),
+    outputs={"o": "*.csv"}, checks=("c",), parameters_json='{"a": 1}', cgroup=SITE, identity=IdentitySettings(first_uid=100_000, count=6),
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
     neighbours=NeighbourSettings(cpu_weight=2, cpu_slice_ms=0.5, oom_score_adj=3, read_bytes_per_s=2**40, writes_per_s=4),
@@ -137,7 +139,7 @@ SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
     chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
-    dagster_run_id="r", dagster_step_key="k", partition="p", attempt=2, previous_execution_id="p",
+    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p",
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
 CLAIM = Claim(
@@ -171,7 +173,7 @@ EXAMPLES: list[msgspec.Struct] = [
     GuardSettings(groups=(TEXT,), databases=("d",), tier="full", on_unreadable="note"),
     CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
     CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
-    Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}),
+    Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}, name="n", passed=False),
     CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT, corruption=True),
     InputSource(path="package://a/b", description=TEXT),
     AnalysisDefinition(
@@ -181,9 +183,11 @@ EXAMPLES: list[msgspec.Struct] = [
         retry_with_more=RETRY,
         partitions=PARTITIONS,
         schedule="0 3 * * *",
+        checks={"c": "expects"},
     ),
     RETRY,
     PARTITIONS,
+    CHECK_FACTS,
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
