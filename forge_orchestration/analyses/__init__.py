@@ -179,6 +179,8 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
             check_cron(content.schedule)
         except ValueError as error:
             raise SpecError(f"'schedule' in {path} cannot be understood: {error}.") from error
+        if open_params := [name for name, param in content.params.items() if param.default is None]:
+            raise SpecError(f"'schedule' in {path} needs a default for parameter '{open_params[0]}': nobody is there to give it.")
         if content.partitions is not None and not content.partitions.every:
             raise SpecError(
                 f"'schedule' in {path} cannot know which partition is meant.",

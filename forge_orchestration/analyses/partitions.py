@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 
 from forge_orchestration.errors import SpecError
@@ -92,10 +93,11 @@ def _check_text(key: str, what: str) -> None:
 
 
 def _moment(text: str, form: str, what: str) -> datetime:
-    try:
-        return datetime.strptime(text, form)
-    except ValueError:
-        raise SpecError(f"{what} is '{text[:80]}'.", f"Write it as {datetime(2026, 1, 1).strftime(form)}.") from None
+    with contextlib.suppress(ValueError):
+        moment = datetime.strptime(text, form)
+        if moment.strftime(form) == text:  # else it would be a second key of the same window
+            return moment
+    raise SpecError(f"{what} is '{text[:80]}'.", f"Write it as {datetime(2026, 1, 1).strftime(form)}.")
 
 
 def _begins(moment: datetime, every: str) -> bool:

@@ -207,9 +207,9 @@ class Store:
         """Id of the latest execution of an analysis that succeeded; of one Dagster run, or of all if that is None.
 
         Args:
-            partition: Of which it was; None: of an analysis that has none.
+            partition: Of which it was, or of none: an analysis may have had partitions, or have them since.
         """
-        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0 AND partition IS ?"
+        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0 AND (partition IS ? OR partition IS NULL)"
         values: tuple[str | None, ...] = (analysis, Status.SUCCEEDED, partition)
         if dagster_run_id is not None:
             query, values = f"{query} AND dagster_run_id = ?", (*values, dagster_run_id)

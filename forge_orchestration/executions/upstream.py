@@ -21,7 +21,7 @@ class Latest(Protocol):
     """Who knows what was executed."""
 
     def latest_success(self, analysis: str, dagster_run_id: str | None, partition: str | None = None) -> str | None:
-        """Id of the latest execution of an analysis (of a partition of it) that succeeded; of one Dagster run, or of all if that is None."""
+        """Id of the latest execution of an analysis, as a whole or for a partition, that succeeded; of one Dagster run, or of all."""
 
 
 def pinned(
@@ -31,7 +31,7 @@ def pinned(
 
     Args:
         dagster_run_ids: What these runs have made comes first, in this order, before what is later of others.
-        partition: Of an analysis that has partitions too, the same one is meant.
+        partition: Of an analysis that has partitions too, the same one is meant; of one that has none, all of it.
 
     Raises:
         SpecError: Nothing has succeeded yet, or it has no such output.
@@ -39,8 +39,7 @@ def pinned(
     if not source.startswith(ASSET):
         return source
     name, _, output = source.removeprefix(ASSET).partition("/")
-    keys = (None,) if partition is None else (partition, None)
-    found_ids = (store.latest_success(name, run_id, key) for run_id in (*dagster_run_ids, None) for key in keys)
+    found_ids = (store.latest_success(name, run_id, partition) for run_id in (*dagster_run_ids, None))
     execution_id = next((one for one in found_ids if one is not None), None)
     if execution_id is None:
         part = "" if partition is None else f" for partition '{partition}'"

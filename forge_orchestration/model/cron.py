@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of the month", 1, 31), ("month", 1, 12), ("day of the week", 0, 7))
-_PART = re.compile(r"(?:\*|(\d+)-(\d+))(?:/[1-9]\d{0,3})?|(\d+)")
+_PART = re.compile(r"(?:\*|(\d+)-(\d+))(?:/([1-9]\d{0,3}))?|(\d+)")
 
 
 def check_cron(text: str) -> None:
@@ -20,8 +20,14 @@ def check_cron(text: str) -> None:
     for (what, least, most), field in zip(_FIELDS, fields, strict=True):
         for part in field.split(","):
             found = _PART.fullmatch(part)
-            numbers = [int(number) for number in found.groups() if number] if found else []
-            if found is None or numbers != sorted(numbers) or any(not least <= number <= most for number in numbers):
+            first, last, step, alone = (int(number) if number else None for number in found.groups()) if found else (None,) * 4
+            numbers = [number for number in (first, last, alone) if number is not None]
+            if (
+                found is None
+                or (step or 0) > most
+                or numbers != sorted(numbers)
+                or any(not least <= number <= most for number in numbers)
+            ):
                 raise ValueError(
                     f"'{field}' in '{text}' is no {what}, which is a number from {least} to {most}, a range such as {least}-{most}, or *"
                 )

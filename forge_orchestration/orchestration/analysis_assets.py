@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from dagster._utils.schedules import is_valid_cron_schedule
 
 from forge_orchestration.analyses import effective_limits
-from forge_orchestration.errors import ForgeError
+from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.executions.upstream import ASSET
 from forge_orchestration.model.limits import check_limits, limits_as_written
@@ -36,9 +37,11 @@ def analysis_asset(
     """
     if definition.partitions is not None:
         partitions_def = partitions_definition(definition.partitions)
+    if definition.schedule and not is_valid_cron_schedule(definition.schedule):
+        raise SpecError(f"'schedule: {definition.schedule}' of '{definition.name}' is no time that ever comes.", "Correct it.")
     schema = schema_of(definition, settings, runtimes, executors, has_partitions=partitions_def is not None)
 
-    def run(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult[None]]:
+    def run(context: dg.AssetExecutionContext) -> Iterator[Any]:
         if partitions_def is None:
             yield materialize(context, definition, settings)
         else:

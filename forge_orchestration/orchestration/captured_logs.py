@@ -41,15 +41,13 @@ class CapturedLogs:
 
     def append(self, stream: str, heading: str, path: Path) -> None:
         """Show the file at `path` behind all others, of those a beginning: a step that has many executions has one log."""
-        if stream not in self._joined:
-            local = isinstance(self._manager, LocalComputeLogManager)
-            self._joined[stream] = open(self._shown(stream), "ab") if local else tempfile.TemporaryFile()  # noqa: SIM115
-        joined = self._joined[stream]
-        with (
-            contextlib.suppress(OSError),
-            open(path, "rb") as file,
-        ):  # somebody removed it, or the disk is full: its own log is there
-            part = file.read(max(0, MAX_APPENDED_BYTES - joined.tell()))
+        with contextlib.suppress(OSError):  # somebody removed it, or the disk is full: its own log is there
+            if stream not in self._joined:
+                local = isinstance(self._manager, LocalComputeLogManager)
+                self._joined[stream] = open(self._shown(stream), "ab") if local else tempfile.TemporaryFile()  # noqa: SIM115
+            joined = self._joined[stream]
+            with open(path, "rb") as file:
+                part = file.read(max(0, MAX_APPENDED_BYTES - joined.tell()))
             if part:
                 joined.write(heading.encode() + part + (b"" if part.endswith(b"\n") else b"\n"))
                 joined.flush()

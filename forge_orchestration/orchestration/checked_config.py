@@ -12,12 +12,12 @@ class Checked(ConfigScalar):
     """A number or text of which Dagster knows the type, and `check` which of them are allowed.
 
     Args:
-        name: Of the type: types of one name are one type.
+        key: Types of one key are one type.
         check: Raises what is wrong with a value.
     """
 
-    def __init__(self, name: str, kind: ConfigScalarKind, check: Callable[[Any], object]) -> None:
-        super().__init__(name, name, kind)
+    def __init__(self, key: str, kind: ConfigScalarKind, check: Callable[[Any], object]) -> None:
+        super().__init__(key, key, kind)
         self._check = check
 
     def post_process(self, value: Any) -> Any:

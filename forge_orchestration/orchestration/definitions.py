@@ -44,6 +44,7 @@ def analysis_assets(
             _check_name(name, folders)
             definition = definitions.get(name) or read_definition(folder)
             _check_upstream(name, definitions)
+            _check_partitions(name, definitions)
             assets.append((analysis_asset(with_rules(definition, settings), settings, runtimes, executors), definition))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
@@ -75,6 +76,23 @@ def _check_upstream(name: str, definitions: Mapping[str, AnalysisDefinition]) ->
         if other in definitions and other not in seen:
             seen.append(other)
             coming += upstream_assets(definitions[other])
+
+
+def _check_partitions(name: str, definitions: Mapping[str, AnalysisDefinition]) -> None:
+    """Refuse an analysis whose partitions say nothing of which partition of another it reads: Dagster would refuse all definitions.
+
+    Raises:
+        SpecError: Names that one.
+    """
+    own = definitions[name].partitions
+    for other in upstream_assets(definitions[name]):
+        read = definitions[other].partitions if other in definitions else None
+        if read is None:
+            continue
+        if own is None:
+            raise SpecError(f"Analysis '{name}' has no partitions, and reads '{other}', which has some.", "Declare partitions.")
+        if (bool(own.keys), own.every) != (bool(read.keys), read.every):
+            raise SpecError(f"Analysis '{name}' is not cut into the same partitions as '{other}', which it reads.")
 
 
 def _check_name(name: str, names: Collection[str]) -> None:

@@ -24,6 +24,7 @@ from forge_orchestration.units import format_bytes, format_seconds
 AT_ONCE = "partitions_at_once"
 """How many partitions of one step are executed beside each other: a key of the config of what has partitions."""
 
+MOST_AT_ONCE = 256  # each waits on a thread
 _SCALARS = {
     "float": ConfigScalarKind.FLOAT, "int": ConfigScalarKind.INT, "bool": ConfigScalarKind.BOOL, "str": ConfigScalarKind.STRING,
 }  # fmt: skip
@@ -96,8 +97,13 @@ def config_schema(
 
 def _at_once() -> dg.Field:
     description = "Partitions of one run at one time. Executions that do not fit on the host wait, however many there are."
-    number = Checked("ForgePartitionsAtOnce", ConfigScalarKind.INT, partial(check_count, AT_ONCE, least=1))
-    return dg.Field(number, default_value=os.cpu_count() or 1, description=description)
+
+    def check(value: object) -> None:
+        if check_count(AT_ONCE, value, 1) > MOST_AT_ONCE:
+            raise SpecError(f"'{AT_ONCE}' is {value}; it must be at most {MOST_AT_ONCE}.")
+
+    number = Checked("ForgePartitionsAtOnce", ConfigScalarKind.INT, check)
+    return dg.Field(number, default_value=min(os.cpu_count() or 1, MOST_AT_ONCE), description=description)
 
 
 def _limit(key: str, maximum: Limits) -> Checked:
@@ -128,7 +134,7 @@ def _param_field(analysis: str, name: str, param: Param) -> dg.Field:
     kind = _SCALARS.get(param.type)
     if kind is None:
         raise SpecError(f"Parameter '{name}' of {analysis} has the type '{param.type}'.", f"Types: {', '.join(_SCALARS)}.")
-    type_name = f"Forge_{analysis}_{name}"
+    type_name = f"Forge_{len(analysis)}_{analysis}_{name}"  # with the length no two are called the same
     scalar: Any = Checked(type_name, kind, partial(checked_param, name, param, where="the op config"))
     if param.type == "str" and param.choices:
         scalar = dg.Enum(type_name, [dg.EnumValue(str(choice)) for choice in dict.fromkeys(param.choices)])

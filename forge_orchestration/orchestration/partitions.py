@@ -19,7 +19,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import CheckFacts, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
-from forge_orchestration.operations.retry_with_more import repeated, run_with_more
+from forge_orchestration.operations.retry_with_more import next_attempt, repeated, run_with_more
 from forge_orchestration.operations.take_over import is_its_own_end
 from forge_orchestration.orchestration import step_thread
 from forge_orchestration.orchestration.materialization import data_version, materialization_tags
@@ -39,7 +39,7 @@ _LOOK_S = 0.1
 _MOST_TOLD = 100  # failures with a log event each
 _MOST_NAMED = 20  # in the sentence at the end
 
-_Event = dg.AssetMaterialization | dg.MaterializeResult[None]
+_Event = dg.AssetMaterialization | dg.AssetCheckResult | dg.MaterializeResult[None]
 
 
 def partitions_definition(partitions: Partitions) -> dg.PartitionsDefinition[str]:
@@ -77,8 +77,11 @@ def materialize_partitions(
             allow_retries=False,
         )
     keys = list(context.partition_keys)
+    if not keys:
+        first, last = context.partition_key_range
+        raise dg.Failure(f"There is no partition of '{definition.name}' from '{first}' to '{last}'.", allow_retries=False)
     if len(keys) == 1:
-        yield materialize(context, definition, settings, keys[0])
+        yield materialize(context, definition, settings, str(keys[0]))
     else:
         yield from _Several(context, definition, settings, keys).run()
 
@@ -117,7 +120,7 @@ class _Several:
         self._begun = self._engine.store.partitions_of_run(context.run.run_id, definition.name) if begun_before else {}
         self._shown = self._already_shown() if begun_before else set()
         self._failed: list[tuple[str, str]] = []
-        self._checks: dict[str, list[tuple[str, CheckFacts]]] = {name: [] for name in definition.checks}
+        self._checks = {name: _Check() for name in definition.checks}
 
     def run(self) -> Iterator[_Event]:
         at_once = self._op_context.op_config[AT_ONCE]
@@ -128,7 +131,7 @@ class _Several:
                 while running or (waiting and not cancel.is_set()):
                     while waiting and len(running) < at_once and not cancel.is_set():
                         key = waiting.popleft()
-                        running[pool.submit(self._run_one, key)] = key
+                        running[pool.submit(self._run_one, str(key))] = key
                     for ended in wait(running, _LOOK_S, FIRST_COMPLETED).done:
                         yield from self._event(running.pop(ended), ended)
                     if cancel.is_set():
@@ -137,43 +140,54 @@ class _Several:
                 self._stop.set()  # whoever reads the events may have had enough
         if cancel.is_set():
             raise dg.DagsterExecutionInterruptedError
+        results = [found.result(name) for name, found in self._checks.items() if found.count]
         if self._failed:
+            yield from results
             raise self._failure()
         # what each partition came to was said above; with this key Dagster does not say it once more, for all alike
         yield dg.MaterializeResult(
             metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True},
-            check_results=[_of_all(name, found) for name, found in self._checks.items()],
+            check_results=results,
         )
 
     def _run_one(self, key: str) -> ExecutionRecord:
         """The final record of one partition. On a thread of its own."""
-        log = _Quiet(key, self._context.log)
-        spec = step_spec(self._op_context, self._definition, self._engine, partition=key)
-        if (begun := self._begun.get(key)) is not None:
-            record = ExecutionFolder(self._engine.settings.executions_dir, begun).read_record()
-            if not (record.status.is_final and is_its_own_end(record)):
-                record = taken_over(self._engine, record, self._op_context, log, self._stop)
-            if is_its_own_end(record) or self._stop.is_set():
-                return record
-            spec = repeated(spec, record)
         left = TRANSIENT_RETRIES
         while True:
             try:
-                return run_with_more(
-                    self._engine, spec, listener=log, cancel=self._stop,
-                    told=lambda ended, sentence: self._context.log.warning(f"{key}: {ended.message} {sentence}"),
-                )  # fmt: skip
+                return self._tried(key)
             except ForgeError as error:
                 if not error.transient or not left or self._stop.wait(TRANSIENT_WAIT_S):
                     raise
                 left -= 1
 
+    def _tried(self, key: str) -> ExecutionRecord:
+        engine, log = self._engine, _Quiet(key, self._context.log)
+        spec = step_spec(self._op_context, self._definition, engine, partition=key)
+        if (begun := self._begun.get(key)) is not None:
+            record = ExecutionFolder(engine.settings.executions_dir, begun).read_record()
+            if not (record.status.is_final and is_its_own_end(record)):
+                record = taken_over(engine, record, self._op_context, log, self._stop)
+            more = next_attempt(spec, record, engine.settings.maximum)
+            if (more is None and is_its_own_end(record)) or self._stop.is_set():
+                return record
+            spec = repeated(spec, record) if more is None else more[0]
+        return run_with_more(
+            engine, spec, listener=log, cancel=self._stop,
+            told=lambda ended, sentence: self._context.log.warning(f"{key}: {ended.message} {sentence}"),
+        )  # fmt: skip
+
     def _event(self, key: str, ended: Future[ExecutionRecord]) -> Iterator[_Event]:
+        """What one partition came to; whatever is wrong with it is its own failure, and no other's."""
         try:
-            record = ended.result()
-        except ForgeError as error:
-            self._note_failure(key, str(error))
-            return
+            events = list(self._events_of(key, ended.result()))
+        except Exception as error:
+            kind = "" if isinstance(error, ForgeError) else f"{type(error).__name__}: "
+            self._note_failure(key, f"{kind}{error}")
+        else:
+            yield from events
+
+    def _events_of(self, key: str, record: ExecutionRecord) -> Iterator[_Event]:
         if self._logs is not None:
             for stream, log in record.logs.items():
                 self._logs.append(stream, f"=== {key}: {record.execution_id} ===\n", Path(log.path))
@@ -183,14 +197,15 @@ class _Several:
             self._note_failure(key, f"{record.message} Its record is {record.folder}/record.json.")
             return
         for check in record.checks:
-            self._checks[check.name].append((key, check))
+            if (found := self._checks.get(check.name)) is not None:  # else it was declared before a resume
+                found.add(key, check)
         if key not in self._shown:
             yield from self._materialization(key, record)
 
     def _note_failure(self, key: str, sentence: str) -> None:
         if len(self._failed) < _MOST_TOLD:
             self._context.log.error(f"{key}: {sentence}")
-        self._failed.append((key, sentence))
+        self._failed.append((key, sentence if not self._failed else ""))
 
     def _materialization(self, key: str, record: ExecutionRecord) -> Iterator[_Event]:
         """What Dagster would say of this partition alone, with the versions of what it was made from."""
@@ -223,16 +238,31 @@ class _Several:
         )
 
 
-def _of_all(name: str, found: Sequence[tuple[str, CheckFacts]]) -> dg.AssetCheckResult:
+class _Check:
     """One check of several partitions: passed if it passed in each."""
-    failed = [(key, check) for key, check in found if not check.passed]
-    if not failed:
-        return dg.AssetCheckResult(passed=True, check_name=name, description=f"Passed in {len(found)} partitions.")
-    (first, why), worst = failed[0], any(check.severity == "error" for _, check in failed)
-    return dg.AssetCheckResult(
-        passed=False,
-        check_name=name,
-        severity=dg.AssetCheckSeverity.ERROR if worst else dg.AssetCheckSeverity.WARN,
-        description=f"Failed in {len(failed)} of {len(found)} partitions. The first, {first}: {why.message or 'no more is said'}",
-        metadata={"failed_partitions": dg.MetadataValue.json([key for key, _ in failed])},
-    )
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._failed: list[str] = []
+        self._first = ""
+        self._is_error = False
+
+    def add(self, key: str, check: CheckFacts) -> None:
+        """What it found in one."""
+        self.count += 1
+        if not check.passed:
+            self._first = self._first or f"The first, {key}: {check.message or 'no more is said'}"
+            self._failed.append(key)
+            self._is_error = self._is_error or check.severity == "error"
+
+    def result(self, name: str) -> dg.AssetCheckResult:
+        """As Dagster's."""
+        if not self._failed:
+            return dg.AssetCheckResult(passed=True, check_name=name, description=f"Passed in {self.count} partitions.")
+        return dg.AssetCheckResult(
+            passed=False,
+            check_name=name,
+            severity=dg.AssetCheckSeverity.ERROR if self._is_error else dg.AssetCheckSeverity.WARN,
+            description=f"Failed in {len(self._failed)} of {self.count} partitions. {self._first}",
+            metadata={"failed_partitions": dg.MetadataValue.json(self._failed)},
+        )

@@ -52,8 +52,18 @@ FUNCTIONS = """
     def doubled(number: int) -> int:
         return 2 * number
 
+    both_of = dg.MultiPartitionsDefinition({"one": numbers_of, "two": dg.StaticPartitionsDefinition(["a", "b"])})
+
+    @forge_asset(partitions_def=both_of)
+    def both(*, partition: str) -> str:
+        return partition
+
     defs = dg.Definitions(
-        assets=[number, doubled], jobs=[dg.define_asset_job("calculate", selection=["number", "doubled"])], executor=sandboxed_executor
+        assets=[number, doubled, both],
+        jobs=[
+            dg.define_asset_job("calculate", selection=["number", "doubled"]), dg.define_asset_job("both_job", selection=["both"]),
+        ],
+        executor=sandboxed_executor,
     )
     """
 
@@ -246,3 +256,15 @@ def test_functions_have_partitions_of_dagsters_own(deployment: Deployment) -> No
         for one in deployment.records() if one["analysis"] in ("number", "doubled")
     }  # fmt: skip
     assert found == {("number", key): key for key in "123"} | {("doubled", key): str(2 * int(key)) for key in "123"}
+    status, said = execute(
+        deployment, "both_job", *of, **{"asset_partition_range_start": "1|a", "asset_partition_range_end": "2|b"}
+    )
+    assert status == 0, said
+    assert {one["partition"] for one in deployment.records() if one["analysis"] == "both"} == {"1|a", "1|b", "2|a", "2|b"}
+
+
+def test_a_range_without_any_is_no_success(deployment: Deployment) -> None:
+    of = ("-f", str(deployment.home.parent / "functions.py"), "-a", "defs")
+    status, said = execute(deployment, "calculate", *of, asset_partition_range_start="3", asset_partition_range_end="1")
+    assert status == 1
+    assert "There is no partition of 'number' from '3' to '1'." in said

@@ -13,6 +13,7 @@ from forge_orchestration.analyses.partitions import checked_partition
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
 from forge_orchestration.orchestration.analysis_assets import analysis_asset
+from forge_orchestration.orchestration.definitions import analysis_assets
 from forge_orchestration.orchestration.launchable import launchable
 from forge_orchestration.orchestration.partitions import partitions_definition
 from forge_orchestration.settings import Settings
@@ -76,7 +77,7 @@ def test_windows_are_those_of_dagster(every: str) -> None:
 
 @pytest.mark.parametrize(
     ("every", "key"),
-    [("hour", "2026-01-01"), ("hour", "2026-01-01-00:30"), ("day", "2025-12-31"), ("day", "2026-13-01"), ("week", "2026-01-05"), ("month", "2026-02-02")],
+    [("hour", "2026-01-01"), ("hour", "2026-01-01-00:30"), ("day", "2025-12-31"), ("day", "2026-13-01"), ("day", "2026-1-2"), ("hour", "2026-01-01-3:00"), ("week", "2026-01-05"), ("month", "2026-02-02")],
 )  # fmt: skip
 def test_and_nothing_else_is_one(every: str, key: str) -> None:
     with pytest.raises(SpecError):
@@ -117,6 +118,8 @@ def test_a_path_has_the_key_in_its_place(folder: Path, settings: Settings) -> No
     [
         ("schedule: daily", "'schedule' in"),
         ("schedule: '0 25 * * *'", "is no hour"),
+        ("schedule: '*/90 * * * *'", "is no minute"),
+        ("schedule: '0 3 * * *'\nparams: {n: {type: int}}", "needs a default for parameter 'n'"),
         ("schedule: '0 3 * * *'\npartitions: {keys: [a]}", "cannot know which partition is meant"),
     ],
 )
@@ -124,6 +127,38 @@ def test_a_schedule_that_cannot_be(folder: Path, text: str, sentence: str) -> No
     with pytest.raises(SpecError) as told:
         read(folder, text)
     assert sentence in str(told.value)
+
+
+def test_nor_can_one_whose_day_never_comes(folder: Path, settings: Settings) -> None:
+    with pytest.raises(SpecError, match="no time that ever comes"):
+        analysis_asset(read(folder, "schedule: '0 0 31 2 *'"), settings, ["forge-python"], ["local"])
+
+
+@pytest.mark.parametrize(
+    ("read_by", "of", "sentence"),
+    [
+        (
+            "partitions: {keys: [a]}",
+            "partitions: {every: day, start: 2026-01-01}",
+            "is not cut into the same partitions as 'upper'",
+        ),
+        ("partitions: {every: week, start: 2026-01-01}", "partitions: {every: day, start: 2026-01-01}", "is not cut into the same"),
+        ("", "partitions: {keys: [a]}", "has no partitions, and reads 'upper', which has some"),
+        ("partitions: {keys: [a]}", "", None),
+        ("partitions: {keys: [a]}", "partitions: {keys: [a, b]}", None),
+    ],
+)
+def test_what_is_cut_otherwise_cannot_be_read(
+    tmp_path: Path, settings: Settings, read_by: str, of: str, sentence: str | None
+) -> None:
+    folders = {name: tmp_path / name for name in ("upper", "lower")}
+    for name, text in (("upper", of), ("lower", f"inputs: {{x: {{path: 'asset://upper/y'}}}}\n{read_by}")):
+        folders[name].mkdir()
+        read(folders[name], f"runtime: forge-python\noutputs: {{y: y}}\n{text}")
+    assets = analysis_assets(folders, settings, ["forge-python"])
+    launchable(assets).get_repository_def()  # which Dagster would refuse as a whole
+    told = assets[1][0].descriptions_by_key[assets[1][0].key] or ""
+    assert (sentence in told) if sentence else ("cannot be used" not in told), told
 
 
 def test_a_schedule_runs_the_last_window_that_is_over(folder: Path, settings: Settings) -> None:

@@ -92,6 +92,10 @@ def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> Non
     found = {row["execution_id"]: row["partition"] for row in statistics.rows(store, None, 0.0)}
     assert found == {record().execution_id: None, record(1).execution_id: "p"}
     assert store.latest_success("a", None, "p") == record(1).execution_id
+    store.save(record(2))
+    assert store.latest_success("a", None, "p") == record(2).execution_id, "it has no partitions any more"
+    store.forget(record(2).execution_id)
+    assert store.latest_success("a", None, "q") == record().execution_id
     assert store.latest_success("a", None) == record().execution_id
     assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (3,)
     store.close()

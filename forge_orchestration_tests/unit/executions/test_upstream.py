@@ -23,8 +23,8 @@ class Known:
         self.by_run = by_run
 
     def latest_success(self, analysis: str, dagster_run_id: str | None, partition: str | None = None) -> str | None:
-        key = (dagster_run_id or "latest") + (f"_of_{partition}" if partition else "")
-        return self.by_run.get(key) if analysis == "cells" else None
+        run = dagster_run_id or "latest"
+        return self.by_run.get(f"{run}_of_{partition}", self.by_run.get(run)) if analysis == "cells" else None
 
 
 @pytest.fixture
