@@ -16,6 +16,7 @@ from dagster._core.execution.plan.execute_step import _get_output_asset_events
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import CheckFacts, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
@@ -183,7 +184,7 @@ class _Several:
             events = list(self._events_of(key, ended.result()))
         except Exception as error:
             kind = "" if isinstance(error, ForgeError) else f"{type(error).__name__}: "
-            self._note_failure(key, f"{kind}{error}")
+            self._note_failure(key, printable(f"{kind}{error}"))
         else:
             yield from events
 
