@@ -57,8 +57,11 @@ class CapturedLogs:
         if isinstance(self._manager, LocalComputeLogManager):
             for stream, path in list(self._wanted.items()):
                 with contextlib.suppress(OSError):  # it is not there yet, or on another file system: it is copied in the end
-                    os.link(path, self._shown(stream))
-                    del self._wanted[stream]
+                    shown = self._shown(stream)
+                    with contextlib.suppress(FileExistsError):  # it was asked for before
+                        os.link(path, shown)
+                    if os.path.samefile(path, shown):
+                        del self._wanted[stream]
 
     def complete(self) -> None:
         """Nothing more will come: copy what could not be linked, and tell Dagster.

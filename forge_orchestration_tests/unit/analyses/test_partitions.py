@@ -156,7 +156,8 @@ def test_what_is_cut_otherwise_cannot_be_read(
         folders[name].mkdir()
         read(folders[name], f"runtime: forge-python\noutputs: {{y: y}}\n{text}")
     assets = analysis_assets(folders, settings, ["forge-python"])
-    launchable(assets).get_repository_def()  # which Dagster would refuse as a whole
+    with dg.instance_for_test():
+        launchable(assets).get_repository_def()  # which Dagster would refuse as a whole
     told = assets[1][0].descriptions_by_key[assets[1][0].key] or ""
     assert (sentence in told) if sentence else ("cannot be used" not in told), told
 
@@ -171,9 +172,9 @@ def test_a_schedule_runs_the_last_window_that_is_over(folder: Path, settings: Se
 def ticked(definition: AnalysisDefinition, settings: Settings, at: datetime) -> list[str | None]:
     """Partitions of the runs that its schedule asks for at a moment."""
     asset = analysis_asset(definition, settings, [definition.runtime], ["local"])
-    repository = launchable([(asset, definition)]).get_repository_def()
-    (schedule,) = repository.schedule_defs
-    assert (schedule.name, schedule.cron_schedule, schedule.execution_timezone) == ("cut_schedule", "0 3 * * *", "UTC")
-    with dg.instance_for_test() as instance:
+    with dg.instance_for_test() as instance:  # which Dagster asks while it makes a repository
+        repository = launchable([(asset, definition)]).get_repository_def()
+        (schedule,) = repository.schedule_defs
+        assert (schedule.name, schedule.cron_schedule, schedule.execution_timezone) == ("cut_schedule", "0 3 * * *", "UTC")
         context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)
         return [run.partition_key for run in schedule.evaluate_tick(context).run_requests]
