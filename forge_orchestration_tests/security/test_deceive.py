@@ -16,7 +16,7 @@ import pytest
 import forge_orchestration
 from forge_orchestration.model.messages import Message
 from forge_orchestration_tests.conftest import Forge
-from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, OWN_UIDS, Arena, StillOpen
+from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, Arena
 
 EXEC = ("exec", *(word for name, value in LIMITS.items() for word in (f"--{name.replace('_', '-')}", value)))
 
@@ -130,17 +130,11 @@ def test_swapped_all_the_time(arena: Arena) -> None:
     outcome.assert_ended("output_rejected")
 
 
-@pytest.mark.xfail(
-    not OWN_UIDS, raises=StillOpen, strict=True, reason="the supervisor fails when the outputs folder is closed to it"
-)
 def test_closed_outputs(arena: Arena) -> None:
     outcome = arena.run("deceive/closed_outputs")
     assert outcome.finished and set(outcome.errors().values()) == {None} and len(outcome.attempts) == 5, outcome
-    if OWN_UIDS:
-        assert {one.path for one in outcome.record.outputs} == {"file", "folder/inner"}
-        outcome.assert_ended("completed")
-    else:
-        outcome.assert_ended("output_rejected")
+    assert {one.path for one in outcome.record.outputs} == {"file", "folder/inner"}
+    outcome.assert_ended("completed")
 
 
 @pytest.mark.parametrize(
