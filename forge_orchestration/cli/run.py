@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from forge_orchestration.cli.show import check_sentence
 from forge_orchestration.cli.untrusted import UntrustedOutput
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
@@ -145,6 +144,8 @@ class _Terminal:
             self._close_line()
             print(f"{message.level}: {message.message}", file=sys.stderr, flush=True)
         elif message.type == "check":
+            from forge_orchestration.cli.show import check_sentence  # a command that reports none need not wait for it
+
             self._close_line()
             print(f"check {check_sentence(message.name, bool(message.passed), message.message)}", file=sys.stderr, flush=True)
 

@@ -35,7 +35,7 @@ class CapturedLogs:
         self._joined: dict[str, BinaryIO] = {}
 
     def show(self, stream: str, path: Path) -> None:
-        """Show the file at `path`, at once if it is there and the file system has links."""
+        """Show the file at `path` and no other, at once if it is there and the file system has links."""
         self._wanted[stream] = path
         self.refresh()
 
@@ -58,10 +58,10 @@ class CapturedLogs:
             for stream, path in list(self._wanted.items()):
                 with contextlib.suppress(OSError):  # it is not there yet, or on another file system: it is copied in the end
                     shown = self._shown(stream)
-                    with contextlib.suppress(FileExistsError):  # it was asked for before
+                    if not (shown.exists() and os.path.samefile(path, shown)):
+                        shown.unlink(missing_ok=True)  # of an execution that was lost; its log stays in its own folder
                         os.link(path, shown)
-                    if os.path.samefile(path, shown):
-                        del self._wanted[stream]
+                    del self._wanted[stream]
 
     def complete(self) -> None:
         """Nothing more will come: copy what could not be linked, and tell Dagster.

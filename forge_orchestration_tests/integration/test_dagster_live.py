@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.orchestration import live
+from forge_orchestration.orchestration import captured_logs, live
+from forge_orchestration.orchestration.captured_logs import CapturedLogs
 from forge_orchestration.orchestration.live import RunLog
 
 
@@ -100,3 +103,31 @@ def test_a_flood_of_output_is_cut_and_said_once(log: FakeLog, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert shown.count("#") == live.MAX_STREAM_BYTES
     assert shown.count("has more") == 1
+
+
+def test_a_steps_log_is_that_of_its_last_execution_and_changes_none(tmp_path: Path) -> None:
+    """A step that goes on after a kill shows the execution that was begun, and another one if that was lost."""
+    files = [tmp_path / "first.log", tmp_path / "second.log"]
+    for file in files:
+        file.write_text(file.stem)
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        key = instance.compute_log_manager.build_log_key_for_run("run", "step")
+        captured = CapturedLogs(instance, key)
+        for file in (files[0], files[0], files[1], files[1], tmp_path / "not there yet"):
+            captured.show("stdout", file)
+        captured.complete()
+        assert instance.compute_log_manager.get_log_data(key).stdout == b"second"
+    assert [file.read_text() for file in files] == ["first", "second"]
+
+
+def test_a_step_of_many_executions_has_a_beginning_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_logs, "MAX_APPENDED_BYTES", 20)
+    (tmp_path / "log").write_text("0123456789")
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        key = instance.compute_log_manager.build_log_key_for_run("run", "step")
+        captured = CapturedLogs(instance, key)
+        for path in (tmp_path / "log", tmp_path / "gone", tmp_path / "log", tmp_path / "log"):
+            captured.append("stdout", "= a =\n", path)
+        captured.complete()
+        assert instance.compute_log_manager.get_log_data(key).stdout == b"= a =\n0123456789\n= a =\n012\n"
+    assert (tmp_path / "log").read_text() == "0123456789"
