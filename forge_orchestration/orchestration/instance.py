@@ -6,9 +6,14 @@ nothing else: whatever `dagster.yaml` configures itself still wins.
 """
 
 import json
+import sqlite3
+import sys
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
+import sqlalchemy
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 
@@ -19,6 +24,9 @@ from forge_orchestration.settings import load_settings, make_home
 
 LOG_POLL_S = 0.3
 """Between two looks of the web server at a step's captured logs. Dagster's own 2.5 s make a live log feel broken."""
+AWAY_S = 300.0
+"""How long a database server may be away before what has to be written to it is given up."""
+_ASK_AGAIN_S = 1.0
 
 
 class ForgeInstance(dg.DagsterInstance):
@@ -39,6 +47,28 @@ class ForgeInstance(dg.DagsterInstance):
         except ForgeError:  # it cannot be told: the run is then failed, rather than left to nobody
             return False
         return worker is not None and worker.keeper is not None and super().run_will_resume(run_id)
+
+    def handle_new_event(self, event: dg.EventLogEntry, **batch: Any) -> None:
+        """Store an event; if the database server is away, wait for it.
+
+        A step's event that is lost fails the step, whatever its execution has computed. That goes on meanwhile.
+
+        Raises:
+            Exception: The storage's, if the server does not come back within `AWAY_S`, or it is another error.
+        """
+        until = time.monotonic() + AWAY_S
+        told = False
+        while True:
+            try:
+                # where the answer to what was written is lost with the server, the event is written twice
+                return super().handle_new_event(event, **batch)
+            except Exception as error:
+                if not _is_away(error) or time.monotonic() > until:
+                    raise
+                if not told:
+                    print(f"Dagster's database does not answer, waiting up to {AWAY_S:g} s: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(_ASK_AGAIN_S)
 
     @staticmethod
     def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:
@@ -64,3 +94,12 @@ class ForgeInstance(dg.DagsterInstance):
             "compute_logs": logs._replace(config_yaml=config),
             "storage": storage._replace(module_name=sqlite_storage.__name__, class_name=sqlite_storage.OpenSqliteStorage.__name__),
         }
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether a connection to a server was refused or lost. SQLite has none."""
+    while error is not None:
+        if isinstance(error, sqlalchemy.exc.DBAPIError) and not isinstance(error.orig, sqlite3.Error):
+            return error.connection_invalidated or error.statement is None
+        error = error.__cause__  # dagster-postgres has an exception of its own for a connection that it gives up
+    return False

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SandboxError
+from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import Enforced, Measured
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.identity import Identity
@@ -302,14 +303,7 @@ def _copy_sparse(source: Path, target_fd: int) -> None:
 
 def folder_files(folder: Path, *, running: bool = False) -> int:
     """Files and folders beneath `folder`, links not followed; also by `du`, for the same reason."""
-    said = _measured(["du", "-s", "--inodes"], folder, (), running)
-    if said:
-        return int(said.split()[0])
-    if folder.exists():
-        raise SandboxError(
-            f"The files of {folder} cannot be counted within {_DU_TIMEOUT_S:g} s.", "Is du (coreutils) there and working?"
-        )
-    return 0
+    return _measured(["du", "-s", "--inodes"], folder, (), running)
 
 
 def folder_bytes(folder: Path, prefix: tuple[str, ...] = (), *, running: bool = False) -> int:
@@ -317,14 +311,7 @@ def folder_bytes(folder: Path, prefix: tuple[str, ...] = (), *, running: bool = 
 
     By `du`, which walks folders deeper than any path that the kernel takes at once: nothing can be hidden there.
     """
-    said = _measured(["du", "-s", "--block-size=1"], folder, prefix, running)
-    if said:
-        return int(said.split()[0])
-    if folder.exists():  # a limit that cannot be measured is no limit: nothing goes on without it
-        raise SandboxError(
-            f"The size of {folder} cannot be measured within {_DU_TIMEOUT_S:g} s.", "Is du (coreutils) there and working?"
-        )
-    return 0
+    return _measured(["du", "-s", "--block-size=1"], folder, prefix, running)
 
 
 def remove_tree(folder: Path, prefix: tuple[str, ...] = ()) -> None:
@@ -352,17 +339,26 @@ def _tool(command: list[str]) -> str:
     return _tried(command)[0]
 
 
-def _measured(command: list[str], folder: Path, prefix: tuple[str, ...], running: bool) -> str:
-    """What `du` prints of `folder`; empty if something there is closed to it, as an ordinary user's execution may close what is its own.
+def _measured(command: list[str], folder: Path, prefix: tuple[str, ...], running: bool) -> int:
+    """The number that `du` prints of `folder`; 0 if there is no such folder.
 
-    Once nothing of it is `running`, and so nothing can be put in the way, that is opened first.
+    An ordinary user's execution may close to it what is its own. Once nothing of it is `running`, and so nothing can be put in the
+    way, that is opened first.
+
+    Raises:
+        SandboxError: There is none: a limit that cannot be measured is no limit, and nothing goes on without it.
     """
     command = [*prefix, *command, "--one-file-system", os.fspath(folder)]
     said, complaints = _tried(command, _DU_TIMEOUT_S)
     if "Permission denied" in complaints and not running:
         _tool([*prefix, "chmod", "-R", "u+rwX", os.fspath(folder)])
         said, complaints = _tried(command, _DU_TIMEOUT_S)
-    return "" if "Permission denied" in complaints else said
+    if said and "Permission denied" not in complaints:
+        return int(said.split()[0])
+    if folder.exists():
+        why = printable(complaints.strip().splitlines()[-1][:300]) if complaints.strip() else "it said nothing"
+        raise SandboxError(f"The size of {folder} cannot be measured: {why}.", "Is du (coreutils) there and working?")
+    return 0
 
 
 def _tried(command: list[str], timeout_s: float | None = None) -> tuple[str, str]:
@@ -374,8 +370,8 @@ def _tried(command: list[str], timeout_s: float | None = None) -> tuple[str, str
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
             timeout=timeout_s,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "", "it took too long"
+    except subprocess.TimeoutExpired as late:
+        return "", f"{command[0]} did not end within {late.timeout:g} s"
     return done.stdout, done.stderr
 
 

@@ -159,9 +159,10 @@ class Supervisor:
             except (SandboxError, OSError) as error:
                 raise child.given_up_or(error) from error
             ended = time.monotonic()
-            full = workspace.is_full(at_the_end=True) or self._scratch_full
+            full = workspace.is_full() or self._scratch_full
             child.kill()  # its end takes a moment, in which ours goes on
             self._killed = self._at_last(group.end)
+            full |= workspace.is_full(at_the_end=True)  # now that nothing moves any more
             counters = group.counters()
             self._at_last(child.end)
             self._drain(child)

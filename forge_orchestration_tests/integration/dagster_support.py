@@ -31,8 +31,15 @@ NO_QUEUE = {
     "  module: dagster.core.run_coordinator\n  class: DefaultRunCoordinator\n"
 }
 """A change to `dagster.yaml` for a web server without a daemon."""
+TELEMETRY = "telemetry:\n  enabled: false\n"
 T = TypeVar("T")
 FINAL = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+def in_postgres(url: str) -> dict[str, str]:
+    """A change to `dagster.yaml`: all of Dagster's storage in the database of a `postgresql://` URL."""
+    driver = url.replace("postgresql:", "postgresql+psycopg2:", 1)  # that which dagster-postgres brings
+    return {TELEMETRY: f"{TELEMETRY}\nstorage:\n  postgres:\n    postgres_url: {driver}\n"}
 
 
 class Deployment:

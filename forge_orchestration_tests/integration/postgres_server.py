@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from forge_orchestration_tests.conftest import host_program, prerequisite
@@ -55,3 +59,16 @@ class Server:
             file.seek(3 * PAGE + 512)
             file.write(b"\xff" * 1024)
         self.start()
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A server that runs in a folder where its own user may go, and is removed with it."""
+    folder = Path(tempfile.mkdtemp(prefix="forge-test-pg-", dir="/var/tmp"))
+    try:
+        server = Server(folder)
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder)
