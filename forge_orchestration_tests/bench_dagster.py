@@ -4,6 +4,7 @@ sandboxed          20 assets, each `true` in a sandbox with record, logs, messag
 multiprocess       20 ops that do nothing, by Dagster's default executor: a process each
 in process         20 ops that start `true` with `subprocess`, by Dagster's `in_process_executor`: no sandbox, no limit, no log
 in process, kept   the same, its events stored as ours are: in databases that stay open
+sandboxed, PostgreSQL   ours with dagster-postgres: a server on this host, its socket, its defaults
 
 The others have Dagster as it comes. All take as many steps at one time and are timed by Dagster: from a run's start to its end.
 """
@@ -30,12 +31,22 @@ import websockets
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table
-from forge_orchestration_tests.integration.dagster_support import FINAL, NO_QUEUE, Deployment, Webserver, wait_for
+from forge_orchestration_tests.integration.dagster_support import (
+    FINAL,
+    NO_QUEUE,
+    TELEMETRY,
+    Deployment,
+    Webserver,
+    in_postgres,
+    wait_for,
+)
+from forge_orchestration_tests.integration.postgres_server import Server, running_server
 
 STEPS = 20
 LINES = 25
 FLOOD_BYTES = 200 * 2**20
 PARTITIONS = 2000
+EVENTS, WRITERS = 200, (1, 10, 20)
 ROUNDS = 5
 PLAIN = f"""
 import subprocess
@@ -90,7 +101,9 @@ def main() -> int:
         made.build_runtime()
         for number in range(STEPS):
             made.add_analysis(f"s{number:02}", command="['true']")
-        bench_steps(table, made, rounds)
+        with running_server(fsync=True) as database:
+            bench_steps(table, made, rounds, database)
+            bench_storage(made, database)
         bench_launch(table, made, rounds)
         bench_logs(table, made)
         bench_partitions(table, made, options.partitions)
@@ -99,7 +112,7 @@ def main() -> int:
     return 1 if table.failed else 0
 
 
-def bench_steps(table: Table, made: Deployment, rounds: int) -> None:
+def bench_steps(table: Table, made: Deployment, rounds: int, database: Server) -> None:
     """Twenty steps that do next to nothing."""
     for name, text in (("plain", PLAIN), ("forge_sandboxed", SANDBOXED)):
         (made.home.parent / f"{name}.py").write_text(text)
@@ -112,6 +125,11 @@ def bench_steps(table: Table, made: Deployment, rounds: int) -> None:
         "multiprocess": ("plain", "multiprocess", stock),
         "in process": ("plain", "in_process", stock),
         "in process, kept": ("plain", "in_process", ours),
+        "sandboxed, PostgreSQL": (
+            "forge_sandboxed",
+            "sandboxed",
+            made.changed("postgres", in_postgres(database.url)).launch_folder(),
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
@@ -125,6 +143,61 @@ def bench_steps(table: Table, made: Deployment, rounds: int) -> None:
     print(f"  sandboxed / in process, kept: {medians['sandboxed'] / medians['in process, kept']:.2f}")
     table.bar("sandboxed / multiprocess", medians["sandboxed"] / medians["multiprocess"], 1 / 15)
     table.bar("sandboxed / in process", medians["sandboxed"] / medians["in process"], 2.0)
+
+
+STORE = """
+import sys, time
+import dagster as dg
+
+with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
+    run = instance.create_run_for_job(dg.job(name="writes")(lambda: None))
+    instance.report_engine_event("begun", run)
+    print("ready", flush=True)
+    sys.stdin.read(1)
+    for _ in range(int(sys.argv[2])):
+        began = time.perf_counter()
+        instance.report_engine_event("an event", run)
+        print(time.perf_counter() - began)
+"""
+
+
+def bench_storage(made: Deployment, database: Server) -> None:
+    """An event, written by one run worker, and by as many at once as the queue lets run and more."""
+    homes = {
+        "SQLite, kept open": made.changed("kept", {TELEMETRY: TELEMETRY + "\n"}).launch_folder(),
+        "SQLite, Dagster's own": made.home.parent / "stock",
+        "PostgreSQL": made.changed("postgres", in_postgres(database.url)).launch_folder(),
+    }
+    print(f"\nan event of {EVENTS} that each of so many processes writes, beside each other")
+    for writers in WRITERS:
+        for name in random.sample(list(homes), len(homes)):
+            took = sorted(_stored_s(made, homes[name], writers))
+            print(
+                f"  {writers:2} writing   {name:22} median {took[len(took) // 2] * 1e3:7.1f} ms   "
+                f"99 % {took[len(took) * 99 // 100] * 1e3:7.1f} ms   worst {took[-1] * 1e3:7.1f} ms"
+            )
+
+
+def _stored_s(made: Deployment, home: Path, writers: int) -> list[float]:
+    """Seconds of each event."""
+    command = [sys.executable, "-c", STORE, str(home), str(EVENTS)]
+    environment = {**made.environment, "DAGSTER_HOME": str(home)}
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(command, cwd=home, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            for _ in range(writers)
+        ]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("x")
+            process.stdin.flush()
+        took = [float(line) for process in processes for line in process.communicate()[0].splitlines()]
+    assert len(took) == writers * EVENTS
+    return took
 
 
 def _run_s(made: Deployment, module: str, job: str, home: Path) -> float:

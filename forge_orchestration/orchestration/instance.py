@@ -14,10 +14,12 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy
+from dagster._core.events import JobFailureData
 from dagster._core.instance.ref import InstanceRef
 from dagster._serdes import ConfigurableClassData
 
 from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions.messages import printable
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.orchestration import sqlite_storage
 from forge_orchestration.settings import load_settings, make_home
@@ -27,6 +29,7 @@ LOG_POLL_S = 0.3
 AWAY_S = 300.0
 """How long a database server may be away before what has to be written to it is given up."""
 _ASK_AGAIN_S = 1.0
+_WHY_CHARS = 500
 
 
 class ForgeInstance(dg.DagsterInstance):
@@ -66,9 +69,24 @@ class ForgeInstance(dg.DagsterInstance):
                 if not _is_away(error) or time.monotonic() > until:
                     raise
                 if not told:
-                    print(f"Dagster's database does not answer, waiting up to {AWAY_S:g} s: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                    print(
+                        f"Dagster's database does not answer, waiting up to {AWAY_S:g} s: {str(error).splitlines()[0]}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 told = True
             time.sleep(_ASK_AGAIN_S)
+
+    def report_run_failed(
+        self, dagster_run: dg.DagsterRun, message: str | None = None, job_failure_data: JobFailureData | None = None
+    ) -> dg.DagsterEvent:
+        """Note that a run has failed, and of what: Dagster says no more than that it has, where an error is just being handled."""
+        if message is None and (error := sys.exception()) is not None:
+            told = printable(" ".join(str(error).split()))[:_WHY_CHARS] or type(error).__name__
+            message = f"The run failed outside of its steps: {told}"
+            if isinstance(error, dg.DagsterInvalidConfigError):
+                message += " What it was launched with is not valid any more: change that in the launchpad."
+        return super().report_run_failed(dagster_run, message, job_failure_data)
 
     @staticmethod
     def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:

@@ -302,14 +302,12 @@ class Webserver:
 
     def start_range(self, job: str, first: str, last: str) -> str:
         """Launch one run for all partitions from one to another; its id."""
-        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-        answer = self._launch(
-            {
-                "selector": _selector(job),
-                "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-            },
-            {},
-        )
+        return self.start_tagged(job, {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last})
+
+    def start_tagged(self, job: str, tags: Mapping[str, str]) -> str:
+        """Launch a run with tags of one's own; its id."""
+        listed = [{"key": key, "value": value} for key, value in tags.items()]
+        answer = self._launch({"selector": _selector(job), "executionMetadata": {"tags": listed}}, {})
         assert answer["__typename"] == "LaunchRunSuccess", answer
         run_id: str = answer["run"]["runId"]
         return run_id

@@ -17,9 +17,14 @@ PAGE = 8192
 
 
 class Server:
-    """One server in a folder of its own; started by root it belongs to `postgres` or `nobody`, as it must."""
+    """One server in a folder of its own; started by root it belongs to `postgres` or `nobody`, as it must.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        fsync: Whether it waits for the disk, as a server does by default.
+    """
+
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        self._fsync = "on" if fsync else "off"
         host_program("psql", "postgresql")
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         prerequisite(bool(programs), "PostgreSQL is not installed: sudo apt-get install postgresql")
@@ -40,7 +45,7 @@ class Server:
         return str(done.stdout)
 
     def start(self) -> None:
-        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off"
+        options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync={self._fsync}"
         self.run("pg_ctl", "-D", self.data, "-w", "-l", self.folder / "log", "-o", options, "start")
 
     def stop(self) -> None:
@@ -62,11 +67,11 @@ class Server:
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
+def running_server(*, fsync: bool = False) -> Iterator[Server]:
     """A server that runs in a folder where its own user may go, and is removed with it."""
     folder = Path(tempfile.mkdtemp(prefix="forge-test-pg-", dir="/var/tmp"))
     try:
-        server = Server(folder)
+        server = Server(folder, fsync=fsync)
         server.start()
         yield server
         server.stop()

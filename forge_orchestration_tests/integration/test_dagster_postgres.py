@@ -69,6 +69,7 @@ def completed(deployment: Deployment, run_id: str) -> list[str]:
     return sorted(one["analysis"] for one in own if one["end_reason"] == "completed")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_is_seen_and_goes_on_after_its_worker_was_killed(deployment: Deployment, database: Server, server: Webserver) -> None:
     run_id = start_long(deployment, server)
