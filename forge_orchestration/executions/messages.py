@@ -17,7 +17,7 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.messages import Message
-from forge_orchestration.settings import MessageSettings
+from forge_orchestration.model.sections import MessageSettings
 
 _MAX_NAME, _MAX_TEXT, _MAX_VALUES = 128, 4096, 256
 _MAX_EXTRAS_BYTES = 64 * 2**10

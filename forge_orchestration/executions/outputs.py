@@ -20,7 +20,7 @@ import msgspec
 
 from forge_orchestration.executions.folder import PARTIAL_OUTPUT, sync_folder
 from forge_orchestration.model.record import OutputFacts, RejectedOutput
-from forge_orchestration.settings import OutputSettings
+from forge_orchestration.model.sections import OutputSettings
 
 _CHUNK = 1 << 20
 _MAX_PATH_BYTES = 2048  # the kernel takes 4096 at once, and the execution's own folder comes before it

@@ -15,10 +15,11 @@ from forge_orchestration.health.host import room_and_time_checks
 from forge_orchestration.model.capacity import COUNTED
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.reasons import Status
+from forge_orchestration.model.sections import GuardSettings
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.sandbox import precedence, probe
 from forge_orchestration.sandbox.supervisor import PROTECTIONS
-from forge_orchestration.settings import GuardSettings, Settings, make_home
+from forge_orchestration.settings import Settings, make_home
 from forge_orchestration.units import format_bytes
 
 _READ_BACK = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.health.changes import Change
-from forge_orchestration.settings import HealthSettings
+from forge_orchestration.model.sections import HealthSettings
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 import msgspec
 
+from forge_orchestration.model.sections import NeighbourSettings
 from forge_orchestration.sandbox import linux, precedence, seccomp, subordinate, view
 from forge_orchestration.sandbox.cgroups.base import write
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.settings import NeighbourSettings
 
 ENTER, READY, GO = b"enter", b"ready", b"go"
 _SIGNALS, _QUEUE_BYTES = 1024, 80 << 10

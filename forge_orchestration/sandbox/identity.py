@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SandboxError
+from forge_orchestration.model.sections import IdentitySettings
 from forge_orchestration.sandbox import linux, subordinate
-from forge_orchestration.settings import IdentitySettings
 
 CLAIMS = Path("/run/forge/uids")
 

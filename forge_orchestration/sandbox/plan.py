@@ -11,8 +11,7 @@ import msgspec
 
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.settings import (
+from forge_orchestration.model.sections import (
     IdentitySettings,
     IsolationSettings,
     MessageSettings,
@@ -20,6 +19,7 @@ from forge_orchestration.settings import (
     OutputSettings,
     SupervisionSettings,
 )
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
 
 
 class Bind(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,12 +21,13 @@ import msgspec
 
 from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.record import Enforced
+from forge_orchestration.model.sections import NeighbourSettings
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.base import read, write
 from forge_orchestration.sandbox.cgroups.find import REMEDY, CgroupSite, find_site, scope_prefix
 from forge_orchestration.sandbox.cgroups.total import set_slice_properties, slice_of
 from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.settings import NeighbourSettings, Settings
+from forge_orchestration.settings import Settings
 
 _V1_SHARES = 1024  # what cgroup v1 gives a group that v2 gives a weight of 100
 _NANOSECONDS = 1_000_000

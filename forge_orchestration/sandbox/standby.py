@@ -13,11 +13,11 @@ import msgspec
 
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.model.record import Enforced
+from forge_orchestration.model.sections import IdentitySettings
 from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.identity import Claim
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.scratch import Size, Workspace, make_workspace
-from forge_orchestration.settings import IdentitySettings
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

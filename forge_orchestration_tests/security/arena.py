@@ -24,10 +24,10 @@ import forge_orchestration
 from forge_orchestration import ExecutionRecord
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.messages import Message
+from forge_orchestration.model.sections import SupervisionSettings
 from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.identity import claims_folder, uid_in_use
 from forge_orchestration.sandbox.process_identity import read_supervisor
-from forge_orchestration.settings import SupervisionSettings
 from forge_orchestration_tests.conftest import PATIENCE, wait_until
 from forge_orchestration_tests.security.canaries import Canaries, free_port
 

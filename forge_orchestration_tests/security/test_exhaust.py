@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.model.sections import MessageSettings
 from forge_orchestration.sandbox.process_identity import read_supervisor
-from forge_orchestration.settings import MessageSettings
 from forge_orchestration_tests.conftest import PATIENCE
 from forge_orchestration_tests.security.arena import AS_ROOT, LIMITS, Arena, StillOpen, closed
 

@@ -27,9 +27,10 @@ from forge_orchestration.model.limits import LIMIT_KEYS, Limits
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.model.sections import GuardSettings
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime, Runtime
-from forge_orchestration.settings import GuardSettings, Settings
+from forge_orchestration.settings import Settings
 
 SPEC = AnalysisSpec(name="exec", command=("true",), limits=Limits(memory_bytes=2**26))
 

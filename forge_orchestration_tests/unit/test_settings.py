@@ -10,7 +10,8 @@ import pytest
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.capacity import Capacity
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.settings import HealthSettings, forge_home, load_settings, make_home
+from forge_orchestration.model.sections import HealthSettings
+from forge_orchestration.settings import forge_home, load_settings, make_home
 
 
 def write(home: Path, text: str) -> Path:

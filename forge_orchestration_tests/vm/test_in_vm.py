@@ -68,7 +68,9 @@ def _tests(*selections: str) -> str:
             word if word.startswith(("-", "forge_orchestration_tests")) or word == "smoke" else f"{package}/{word}"
             for word in selection.split()
         ]
-        runs.append(f"{PATIENCE} python -m pytest -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}")
+        runs.append(
+            f"{PATIENCE} FORGE_TESTS_OWN_CLOCK=1 python -m pytest -p no:cacheprovider --timeout 900 -k '{DESELECTED}' {' '.join(paths)}"
+        )
     return f"cd /opt/project && {' && '.join(runs)}"
 
 

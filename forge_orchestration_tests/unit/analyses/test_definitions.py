@@ -18,8 +18,9 @@ from forge_orchestration.analyses import (
     spec_from_definition,
 )  # fmt: skip
 from forge_orchestration.errors import RuntimeCatalogError, SpecError
+from forge_orchestration.model.sections import RuntimeRule
 from forge_orchestration.model.spec import AnalysisDefinition, Param
-from forge_orchestration.settings import RuntimeRule, Settings
+from forge_orchestration.settings import Settings
 
 FULL = """
 description: Counts things

@@ -7,7 +7,7 @@ import pytest
 
 from forge_orchestration.executions.messages import MessageParser, MessageViolation, printable, quoted
 from forge_orchestration.model.messages import Message
-from forge_orchestration.settings import MessageSettings
+from forge_orchestration.model.sections import MessageSettings
 
 CAPS = MessageSettings(max_line_bytes=65536, max_count=1000)
 DEEP = b"[" * 20000 + b"]" * 20000

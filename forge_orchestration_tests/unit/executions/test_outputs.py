@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from forge_orchestration.executions.outputs import Collected, collect_outputs, kept_outputs, shown
-from forge_orchestration.settings import OutputSettings
+from forge_orchestration.model.sections import OutputSettings
 from forge_orchestration_tests.conftest import prerequisite
 from forge_orchestration_tests.unit.conftest import DeepFolder
 

@@ -19,7 +19,8 @@ from forge_orchestration.health.guard import Guard
 from forge_orchestration.model.guard import GuardFacts, GuardFinding
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration.settings import GuardSettings, Settings
+from forge_orchestration.model.sections import GuardSettings
+from forge_orchestration.settings import Settings
 
 OWN = new_execution_id()
 ALONE = "No other execution of this deployment ran meanwhile"

@@ -14,7 +14,8 @@ from forge_orchestration.errors import HostError
 from forge_orchestration.health import host
 from forge_orchestration.health.guard_outlook import guard_outlook
 from forge_orchestration.model.health import CheckResult
-from forge_orchestration.settings import GuardSettings, HostCheckSettings, Settings
+from forge_orchestration.model.sections import GuardSettings, HostCheckSettings
+from forge_orchestration.settings import Settings
 
 ALL = ["disk", "inodes", "memory", "memory_pressure", "load", "clock", "clock_jump"]
 

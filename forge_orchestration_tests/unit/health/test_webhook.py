@@ -12,7 +12,7 @@ import pytest
 
 from forge_orchestration.health.changes import Change
 from forge_orchestration.health.webhook import deliver
-from forge_orchestration.settings import HealthSettings
+from forge_orchestration.model.sections import HealthSettings
 from forge_orchestration_tests.webhook_server import WebhookServer
 
 SECRET = "s3cret-in-the-path"

@@ -51,6 +51,20 @@ from forge_orchestration.model.record import (
     Usage,
     record_from_json,
 )  # fmt: skip
+from forge_orchestration.model.sections import (  # fmt: skip
+    CgroupSettings,
+    GuardSettings,
+    HealthSettings,
+    HostCheckSettings,
+    IdentitySettings,
+    IsolationSettings,
+    MessageSettings,
+    MetricsSettings,
+    NeighbourSettings,
+    OutputSettings,
+    RuntimeRule,
+    SupervisionSettings,
+)
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
@@ -67,20 +81,6 @@ from forge_orchestration.sandbox.plan import Bind, LaunchPlan
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.standby import Hello
-from forge_orchestration.settings import (
-    CgroupSettings,
-    GuardSettings,
-    HealthSettings,
-    HostCheckSettings,
-    IdentitySettings,
-    IsolationSettings,
-    MessageSettings,
-    MetricsSettings,
-    NeighbourSettings,
-    OutputSettings,
-    RuntimeRule,
-    SupervisionSettings,
-)  # fmt: skip
 
 TEXT = "-ö'\"\\ \n\t\x1b[31m\u2028💥"
 LIMITS = Limits(

@@ -11,12 +11,12 @@ import pytest
 
 from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.sections import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
 from forge_orchestration.sandbox import bubblewrap, view
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.entry import Launch, last_words
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan
-from forge_orchestration.settings import IdentitySettings, MessageSettings, OutputSettings, SupervisionSettings
 
 OWN_UID = Identity(mode="own_uid", uid=1_879_000_001, gid=1_879_000_001)
 USER = Identity(mode="user_namespace", uid=1000, gid=1000)

@@ -10,10 +10,10 @@ import pytest
 
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.model.sections import IdentitySettings
 from forge_orchestration.sandbox import identity, linux
 from forge_orchestration.sandbox.identity import Claim, Identity, uid_in_use
 from forge_orchestration.sandbox.process_identity import ProcessIdentity, read_supervisor
-from forge_orchestration.settings import IdentitySettings
 
 RANGE = IdentitySettings(first_uid=1_879_900_000, count=3)
 

@@ -12,17 +12,17 @@ import pytest
 
 from forge_orchestration.errors import HostError, SandboxError
 from forge_orchestration.model.limits import Limits
-from forge_orchestration.sandbox import linux, precedence
-from forge_orchestration.sandbox.cgroups.find import CgroupSite
-from forge_orchestration.sandbox.plan import LaunchPlan
-from forge_orchestration.settings import (
+from forge_orchestration.model.sections import (
     IdentitySettings,
     MessageSettings,
     NeighbourSettings,
     OutputSettings,
     SupervisionSettings,
-    load_settings,
-)  # fmt: skip
+)
+from forge_orchestration.sandbox import linux, precedence
+from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.sandbox.plan import LaunchPlan
+from forge_orchestration.settings import load_settings  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

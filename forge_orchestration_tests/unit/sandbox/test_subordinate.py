@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import HostError, SandboxError
+from forge_orchestration.model.sections import IdentitySettings
 from forge_orchestration.sandbox import identity, linux, subordinate
 from forge_orchestration.sandbox.identity import Claim
 from forge_orchestration.sandbox.subordinate import Range
-from forge_orchestration.settings import IdentitySettings
 from forge_orchestration_tests.conftest import prerequisite
 
 
