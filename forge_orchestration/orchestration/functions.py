@@ -80,7 +80,7 @@ class Options(TypedDict, total=False):
 
 def forge_asset(
     function: _Function | None = None, *, group: str = "default", ins: Mapping[str, str] | None = None,
-    partitions_def: dg.PartitionsDefinition[str] | None = None, **options: Unpack[Options],
+    partitions_def: dg.PartitionsDefinition[str] | None = None, checks: Mapping[str, str] | None = None, **options: Unpack[Options],
 ) -> Any:  # fmt: skip
     """An asset whose function runs in a sandbox.
 
@@ -92,15 +92,20 @@ def forge_asset(
         ins: Assets by parameter, where they are called otherwise: `{"cells": "pbmc_clusters/clusters"}` is one output of several.
         partitions_def: Dagster's; each partition has an execution, and its key is in the keyword-only parameter `partition`, if there
             is one.
+        checks: What it must report to have passed or failed (see `docs/analyses.md`, Messages): what each expects, by name.
         options: See `Options`.
 
     Raises:
         SpecError: The function cannot be run so; the sentence says why.
     """
     if function is None:
-        return lambda decorated: forge_asset(decorated, group=group, ins=ins, partitions_def=partitions_def, **options)
+        return lambda decorated: forge_asset(
+            decorated, group=group, ins=ins, partitions_def=partitions_def, checks=checks, **options
+        )
     settings = load_settings()
-    made = function_definition(function, group=group, ins=ins or {}, has_partitions=partitions_def is not None, **options)
+    made = function_definition(
+        function, group=group, ins=ins or {}, has_partitions=partitions_def is not None, checks=checks or {}, **options
+    )
     return analysis_asset(with_rules(made, settings), settings, runtime_names(settings), executor_names(), partitions_def)
 
 
@@ -146,7 +151,7 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
 
 def function_definition(
     function: _Function, *, group: str = "default", ins: Mapping[str, str] = MappingProxyType({}), has_partitions: bool = False,
-    **options: Unpack[Options],
+    checks: Mapping[str, str] = MappingProxyType({}), **options: Unpack[Options],
 ) -> AnalysisDefinition:  # fmt: skip
     """The analysis that a function is.
 
@@ -176,6 +181,7 @@ def function_definition(
         inputs=inputs,
         outputs={RESULT: f"{RESULT}.*"},
         params=params,
+        checks=dict(checks),
         limits=dict(options.get("limits", {})),
         retry_with_more=_retry(options.get("retry_with_more", {}), where),
         env=dict(options.get("env", {})),

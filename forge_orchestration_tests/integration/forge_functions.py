@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -68,6 +69,16 @@ def seen(note: Path) -> dict[str, Any]:
     }
 
 
+@forge_asset(checks={"few": "At most three words"})
+def checked(words: list[str]) -> int:
+    """Reports on them."""
+    with open(os.environ["FORGE_MESSAGES"], "a") as channel:
+        channel.write(
+            json.dumps({"type": "check", "name": "few", "passed": len(words) <= 3, "values": {"words": len(words)}}) + "\n"
+        )
+    return len(words)
+
+
 @forge_asset
 def failing() -> None:
     """Ends with an exception."""
@@ -120,10 +131,10 @@ def arithmetic() -> None:
 
 
 defs = dg.Definitions(
-    assets=[words, joined, written, seen, failing, unstorable, table, total],
+    assets=[words, joined, written, seen, checked, failing, unstorable, table, total],
     jobs=[
         arithmetic,
-        dg.define_asset_job("texts", selection=["words", "joined", "written", "seen"]),
+        dg.define_asset_job("texts", selection=["words", "joined", "written", "seen", "checked"]),
         dg.define_asset_job("tables", selection=["table", "total"]),
         dg.define_asset_job("only_joined", selection=["joined"]),
         *(dg.define_asset_job(f"only_{name}", selection=[name]) for name in ("failing", "unstorable")),

@@ -100,6 +100,10 @@ def test_assets_pass_files_to_each_other(deployment: Deployment) -> None:
         "DAGSTER_PIPES_CONTEXT",
         "DAGSTER_PIPES_MESSAGES",
     }
+    assert latest(deployment, "checked")["checks"] == [
+        {"name": "few", "passed": True, "severity": "error", "message": "", "values": {"words": 3}}
+    ]
+    assert "Asset check 'few' on 'checked' passed" in said
     assert "words are made of" in Path(words["folder"], "stdout.log").read_text()
     kept = sorted(path.name for path in Path(words["folder"], "analysis").iterdir())
     assert kept == ["forge_call.py", "lab assets.py"], "of the folder, the module alone is taken along"
