@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import dagster as dg
@@ -31,6 +32,7 @@ import websockets
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table
+from forge_orchestration_tests.faults.test_dagster_kills import MONITOR_S, kill_the_worker, see_nothing_left, ten_steps
 from forge_orchestration_tests.integration.dagster_support import (
     FINAL,
     NO_QUEUE,
@@ -46,6 +48,8 @@ STEPS = 20
 LINES = 25
 FLOOD_BYTES = 200 * 2**20
 PARTITIONS = 2000
+MANY, THREADS = 200, 16
+KILLS = 30
 EVENTS, WRITERS = 200, (1, 10, 20)
 ROUNDS = 5
 PLAIN = f"""
@@ -69,6 +73,28 @@ defs = dg.Definitions(jobs=[
     many("in_process", bare, dg.in_process_executor),
 ])
 """
+MANY_STEPS = f"""
+import dagster as dg
+from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
+
+TRUSTED = {{"forge/trusted": "true"}}
+
+@dg.op(tags=TRUSTED, retry_policy=dg.RetryPolicy(max_retries=1))
+def now_and_then(context) -> int:
+    if context.op.name.endswith("0") and not context.retry_number:
+        raise ValueError("not yet")
+    return 1
+
+@dg.op(tags=TRUSTED)
+def total(context, numbers: list[int]) -> None:
+    context.log.info(f"in all {{sum(numbers)}}")
+
+@dg.job(executor_def=sandboxed_executor.configured({{"max_concurrent": {THREADS}}}))
+def many():
+    total([now_and_then.alias(f"n{{number}}")() for number in range({MANY})])
+
+defs = dg.Definitions(jobs=[many])
+"""
 SANDBOXED = """
 import dagster as dg
 from forge_orchestration.orchestration.definitions import analysis_assets
@@ -91,6 +117,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=ROUNDS)
     arguments.add_argument("--partitions", type=int, default=PARTITIONS)
+    arguments.add_argument("--kills", type=int, default=KILLS)
     options = arguments.parse_args()
     rounds = options.rounds
     folder = Path(tempfile.mkdtemp(prefix="forge-bench-dagster-"))
@@ -107,6 +134,8 @@ def main() -> int:
         bench_launch(table, made, rounds)
         bench_logs(table, made)
         bench_partitions(table, made, options.partitions)
+        bench_many(made)
+        bench_kills(table, folder, options.kills)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if table.failed else 0
@@ -339,3 +368,44 @@ def _first_step_s(made: Deployment, server: Webserver) -> float:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def bench_many(made: Deployment) -> None:
+    """Many steps, of which each tenth is tried twice, and one that waits for all: whether all of it is told, and told once."""
+    (made.home.parent / "many.py").write_text(MANY_STEPS)
+    home = made.launch_folder()
+    before = _run_ids(home)
+    took_s = _run_s(made, "many", "many", home)
+    (run_id,) = _run_ids(home) - before
+    with _instance(home) as instance:
+        events = [entry.dagster_event for entry in instance.all_logs(run_id) if entry.dagster_event is not None]
+        said = [entry.user_message for entry in instance.all_logs(run_id)]
+    kinds = Counter(event.event_type_value for event in events)
+    twice = MANY // 10
+    wanted = {
+        "STEP_START": MANY + 1,
+        "STEP_SUCCESS": MANY + 1,
+        "STEP_UP_FOR_RETRY": twice,
+        "STEP_RESTARTED": twice,
+        "STEP_FAILURE": 0,
+    }
+    assert {kind: kinds[kind] for kind in wanted} == wanted, kinds
+    assert f"in all {MANY}" in said
+    print(f"\n{MANY} steps on {THREADS} threads, {twice} of them tried twice: {took_s:.1f} s, every event once, in their order")
+
+
+def bench_kills(table: Table, folder: Path, kills: int) -> None:
+    """A run of ten steps whose worker is killed at a random moment, again and again: how long until the next one goes on."""
+    own = folder / "kills"
+    own.mkdir()
+    made = ten_steps(own)
+    os.environ["FORGE_HOME"] = str(made.home)
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"\n{kills} kills of the worker of a run of ten steps, seed {seed}")
+    chance = random.Random(seed)
+    with _instance(made.launch_folder()) as instance, made.daemon(), made.webserver() as server:
+        took_s = [kill_the_worker(made, instance, server, chance) for _ in range(kills)]
+    see_nothing_left(made)
+    table.row("until the next worker", took_s)
+    print("  every run succeeded, no step that had succeeded was run again, nothing is left")
+    table.bar(f"slowest, against {MONITOR_S} s between two looks and 5 s", max(took_s) / (MONITOR_S + 5), 1.0)

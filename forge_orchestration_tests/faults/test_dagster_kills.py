@@ -36,15 +36,18 @@ STEPS = [f"step_{number}" for number in range(10)]
 FEW, MANY = 1, 30
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    made = Deployment(
-        tmp_path_factory.mktemp("dagster kills"),
-        changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"},
-    )
+def ten_steps(folder: Path) -> Deployment:
+    """A deployment whose runs are looked at every few seconds, with analyses that take a moment each."""
+    made = Deployment(folder, changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"})
     made.build_runtime()
     for name in STEPS:
         made.add_analysis(name, "import time\ntime.sleep(0.3)\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = ten_steps(tmp_path_factory.mktemp("dagster kills"))
     made.add_analysis("patient", "import time\ntime.sleep(6)\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORGE_HOME", str(made.home))
