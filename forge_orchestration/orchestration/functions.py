@@ -118,6 +118,7 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
     if function is None:
         return lambda decorated: forge_op(decorated, **options)
     settings = load_settings()
+    _check_options(options)
     definition = with_rules(function_definition(function, **options), settings)
 
     def run(context: dg.OpExecutionContext, **given: Any) -> dg.Output[ForgeOutput]:
@@ -158,6 +159,7 @@ def function_definition(
     Raises:
         SpecError: It has no file or no name of its own, or a parameter that cannot be given to it.
     """
+    _check_options(options)
     if not inspect.isfunction(function):
         raise SpecError(
             f"{function!r:.80} is no function.", "Decorate a plain function, at the top of a module or in a class there."
@@ -181,7 +183,7 @@ def function_definition(
         inputs=inputs,
         outputs={RESULT: f"{RESULT}.*"},
         params=params,
-        checks=dict(checks),
+        checks=_checks(checks, where),
         limits=dict(options.get("limits", {})),
         retry_with_more=_retry(options.get("retry_with_more", {}), where),
         env=dict(options.get("env", {})),
@@ -191,6 +193,18 @@ def function_definition(
     )
     check_definition(definition, where)
     return definition
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise SpecError(f"The decorator has no option '{sorted(unknown)[0]}'.", f"It has: {', '.join(Options.__annotations__)}.")
+
+
+def _checks(wanted: Mapping[str, str], where: str) -> dict[str, str]:
+    try:
+        return msgspec.convert(wanted, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise SpecError(f"checks of {where} is wrong: {error}.", 'Write it as {"name": "what is expected"}.') from error
 
 
 def _retry(wanted: Mapping[str, float], where: str) -> RetryWithMore:

@@ -6,9 +6,8 @@ nothing else: whatever `dagster.yaml` configures itself still wins.
 """
 
 import json
-import sqlite3
+import os
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +25,8 @@ from forge_orchestration.settings import load_settings, make_home
 
 LOG_POLL_S = 0.3
 """Between two looks of the web server at a step's captured logs. Dagster's own 2.5 s make a live log feel broken."""
-AWAY_S = 300.0
-"""How long a database server may be away before what has to be written to it is given up."""
-_ASK_AGAIN_S = 1.0
+EXIT_WITHOUT_STORAGE = 74
+"""Exit status of a worker that could not store an event: EX_IOERR."""
 _WHY_CHARS = 500
 
 
@@ -51,31 +49,22 @@ class ForgeInstance(dg.DagsterInstance):
             return False
         return worker is not None and worker.keeper is not None and super().run_will_resume(run_id)
 
-    def handle_new_event(self, event: dg.EventLogEntry, **batch: Any) -> None:
-        """Store an event; if the database server is away, wait for it.
+    ends_with_its_storage = False
+    """Whether this process ends at once if an event cannot be stored. A run's worker does, and another goes on in its place."""
 
-        A step's event that is lost fails the step, whatever its execution has computed. That goes on meanwhile.
+    def handle_new_event(self, event: dg.EventLogEntry, **batch: Any) -> None:
+        """Store an event.
 
         Raises:
-            Exception: The storage's, if the server does not come back within `AWAY_S`, or it is another error.
+            Exception: The storage's. Within a step it would fail the step, whatever its execution has computed: so a worker ends.
         """
-        until = time.monotonic() + AWAY_S
-        told = False
-        while True:
-            try:
-                # where the answer to what was written is lost with the server, the event is written twice
-                return super().handle_new_event(event, **batch)
-            except Exception as error:
-                if not _is_away(error) or time.monotonic() > until:
-                    raise
-                if not told:
-                    print(
-                        f"Dagster's database does not answer, waiting up to {AWAY_S:g} s: {str(error).splitlines()[0]}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                told = True
-            time.sleep(_ASK_AGAIN_S)
+        try:
+            super().handle_new_event(event, **batch)
+        except Exception as error:
+            if self.ends_with_its_storage and event.is_dagster_event and (why := _storage_failure(error)):
+                print(f"This worker ends: an event could not be stored: {why}", file=sys.stderr, flush=True)
+                os._exit(EXIT_WITHOUT_STORAGE)
+            raise
 
     def report_run_failed(
         self, dagster_run: dg.DagsterRun, message: str | None = None, job_failure_data: JobFailureData | None = None
@@ -85,7 +74,7 @@ class ForgeInstance(dg.DagsterInstance):
             told = printable(" ".join(str(error).split()))[:_WHY_CHARS] or type(error).__name__
             message = f"The run failed outside of its steps: {told}"
             if isinstance(error, dg.DagsterInvalidConfigError):
-                message += " What it was launched with is not valid any more: change that in the launchpad."
+                message += " What it was launched with is not valid any more: launch it with other values."
         return super().report_run_failed(dagster_run, message, job_failure_data)
 
     @staticmethod
@@ -114,10 +103,10 @@ class ForgeInstance(dg.DagsterInstance):
         }
 
 
-def _is_away(error: BaseException | None) -> bool:
-    """Whether a connection to a server was refused or lost. SQLite has none."""
+def _storage_failure(error: BaseException | None) -> str:
+    """What the database's driver says; empty if it is not at fault. dagster-postgres hides it behind an exception of its own."""
     while error is not None:
-        if isinstance(error, sqlalchemy.exc.DBAPIError) and not isinstance(error.orig, sqlite3.Error):
-            return error.connection_invalidated or error.statement is None
-        error = error.__cause__  # dagster-postgres has an exception of its own for a connection that it gives up
-    return False
+        if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
+            return " ".join(str(error.orig).split())
+        error = error.__cause__
+    return ""

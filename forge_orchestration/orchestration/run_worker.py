@@ -35,12 +35,16 @@ def main() -> None:
     from dagster._serdes import deserialize_value
     from dagster._utils.interrupts import capture_interrupts
 
+    from forge_orchestration.orchestration.instance import ForgeInstance
+
     gc.freeze()
     gc.enable()
     with capture_interrupts():
         order = msgspec.json.decode(sys.stdin.buffer.read(), type=RunOrder)
         execute = _resume_run_command_body if order.resume else _execute_run_command_body
         with get_instance_for_cli(instance_ref=deserialize_value(order.instance_ref, InstanceRef)) as instance:
+            if isinstance(instance, ForgeInstance):
+                instance.ends_with_its_storage = True
             # events are in the event log; Dagster's own command keeps all of them in memory too
             sys.exit(execute(order.run_id, instance, lambda event: None, set_exit_code_on_failure=True))
 

@@ -159,7 +159,9 @@ class Supervisor:
             except (SandboxError, OSError) as error:
                 raise child.given_up_or(error) from error
             ended = time.monotonic()
-            full = workspace.is_full() or self._scratch_full
+            full = self._scratch_full
+            with contextlib.suppress(SandboxError):  # while something may still move in it: the look below is the one that counts
+                full |= workspace.is_full()
             child.kill()  # its end takes a moment, in which ours goes on
             self._killed = self._at_last(group.end)
             full |= workspace.is_full(at_the_end=True)  # now that nothing moves any more

@@ -56,6 +56,20 @@ def start_long(deployment: Deployment, server: Webserver) -> str:
     return run_id
 
 
+def answers(server: Webserver) -> bool:
+    """Whether a page can be seen."""
+    with suppress(AssertionError):
+        return bool(server.run_ids())
+    return False
+
+
+def started(server: Webserver) -> str | None:
+    """A run, if the web server's connections let it be launched: that they are dead it finds only by use, of each."""
+    with suppress(AssertionError):
+        return server.start("first")
+    return None
+
+
 def told(deployment: Deployment, run_id: str) -> str:
     """The events of a run."""
     with dg.DagsterInstance.from_config(str(deployment.launch_folder())) as instance:
@@ -92,8 +106,7 @@ def test_a_server_that_goes_away_and_comes_back_leaves_nothing_half_done(
     database.stop()
     time.sleep(AWAY_S)
     database.start()
-    with suppress(AssertionError):  # of its connections, each of Dagster's processes finds only by trying that they are dead
-        server.status(run_id)
+    wait_for("an answer", lambda: answers(server))
     assert server.wait(run_id) == "SUCCESS", told(deployment, run_id)
     assert completed(deployment, run_id) == ["first", "long"]
-    assert server.wait(server.start("first")) == "SUCCESS"
+    assert server.wait(wait_for("a launch", lambda: started(server))) == "SUCCESS"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import sqlalchemy
 from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
 
+from forge_orchestration.orchestration.instance import EXIT_WITHOUT_STORAGE, ForgeInstance
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 
@@ -41,3 +45,36 @@ def test_what_dagster_yaml_configures_itself_wins(monkeypatch: pytest.MonkeyPatc
         assert instance.run_storage.get_runs() == []
     assert (own / "history/runs.db").is_file()
     assert not (tmp_path / "forge/dagster/history").exists()
+
+
+class GivenUp(Exception):
+    """As dagster-postgres has it around the driver's error."""
+
+
+def test_a_worker_that_cannot_store_an_event_ends_and_nobody_else_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FORGE_HOME", str(tmp_path / "forge"))
+    ended: list[int] = []
+    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path), config_dir=str(REPOSITORY))) as instance:
+        assert isinstance(instance, ForgeInstance)
+        run = instance.create_run_for_job(dg.job(name="any")(lambda: None))
+        away = sqlalchemy.exc.OperationalError("INSERT", {}, OSError("no server"))
+
+        def fail(event: dg.EventLogEntry) -> None:
+            raise GivenUp from (ValueError("wrong event") if "wrong" in event.message else away)
+
+        monkeypatch.setattr(instance.event_log_storage, "store_event", fail)
+        monkeypatch.setattr(os, "_exit", ended.append)
+        line = dg.EventLogEntry(
+            error_info=None, level=20, user_message="a line", run_id=run.run_id, timestamp=1.0, job_name="any", dagster_event=None
+        )
+        with pytest.raises(GivenUp):
+            instance.report_engine_event("begun", run)
+        instance.ends_with_its_storage = True
+        with pytest.raises(GivenUp):
+            instance.report_engine_event("wrong", run)
+        with pytest.raises(GivenUp):
+            instance.handle_new_event(line)
+        assert ended == []
+        with pytest.raises(GivenUp):
+            instance.report_engine_event("begun", run)
+    assert ended == [EXIT_WITHOUT_STORAGE]

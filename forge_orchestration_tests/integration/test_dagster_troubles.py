@@ -128,7 +128,7 @@ def test_without_a_daemon_runs_wait_and_two_launch_none_twice(deployment: Deploy
 
 
 HOSTILE_TAGS = [
-    ("forge/trusted", "true"), ("forge/execution_id", "20260101T000000000-00000000"), ("dagster/priority", "highest"),
+    ("forge/execution_id", "20260101T000000000-00000000"), ("dagster/priority", "highest"),
     ("note", "line\n\x1b[2Jline\u202e"), ("note", "x" * 100_000), ("dagster/grpc_info", "{"), (".dagster/repository", "other@other"),
     ("dagster/max_retries", "-1"), ("forge/priority", "9999"), ("a b\nc", "'; DROP TABLE runs; --"),
 ]  # fmt: skip

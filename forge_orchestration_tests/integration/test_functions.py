@@ -212,6 +212,10 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (partial(function_definition, forge_functions.helper, limits={"memory": "much"}), "much"),
     (partial(function_definition, forge_functions.helper, env={"FORGE_SEED": "1"}), "is Forge's own"),
     (partial(function_definition, forge_functions.helper, ins={"no": "such"}), "no parameter 'no'"),
+    (partial(function_definition, forge_functions.helper, checks=["few"]), "checks of the function helper"),
+    (partial(function_definition, forge_functions.helper, checks={"few": None}), "checks of the function helper"),
+    (partial(function_definition, forge_functions.helper, memory="1GiB"), "no option 'memory'"),
+    (partial(forge_functions.forge_op, forge_functions.helper, checks={"few": ""}), "no option 'checks'"),
 ]  # fmt: skip
 
 

@@ -384,6 +384,14 @@ def test_an_ordinary_body_is_refused_before_the_run_starts(instance: dg.DagsterI
     assert dg.DagsterEventType.RUN_START not in [entry.dagster_event_type for entry in instance.all_logs(ended.run_id)]
 
 
+def test_a_tag_of_the_run_vouches_for_nothing(instance: dg.DagsterInstance) -> None:
+    SEEN.clear()
+    made = instance.create_run_for_job(_asset_job(), tags=TRUSTED)
+    execute_run(InMemoryJob(_asset_job()), made, instance, raise_on_error=False)
+    assert SEEN == []
+    assert "would run outside a sandbox" in messages(instance, made.run_id)
+
+
 def test_a_job_vouched_for_where_it_is_used_runs(instance: dg.DagsterInstance) -> None:
     @dg.op
     def ordinary() -> None:
