@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forge_orchestration.executions.folder import ExecutionFolder
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, find_site
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, cgroup_mounts, find_site, scope_prefix
 from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import is_own_tracker
@@ -82,8 +82,17 @@ def site_of(home: Path) -> CgroupSite:
 def members(home: Path, execution_id: str) -> list[int]:
     """Processes in an execution's group."""
     with contextlib.suppress(OSError):  # it has been removed: not there, or, if it was open already, no such device
-        return [int(one) for one in (site_of(home).folders("executions")[0] / execution_id / "cgroup.procs").read_bytes().split()]
+        return [int(one) for one in (_groups(home, execution_id) / execution_id / "cgroup.procs").read_bytes().split()]
     return []
+
+
+def _groups(home: Path, execution_id: str) -> Path:
+    """The folder of the groups of an execution and its like: where its spawner was given a scope, that which its supervisor is in."""
+    if not scope_prefix(load_settings(home).cgroup.parent):
+        return site_of(home).folders("executions")[0]
+    supervisor = read_supervisor(ExecutionFolder(home / "executions", execution_id))
+    own = Path(f"/proc/{supervisor.pid}/cgroup").read_text() if supervisor else "0::/"
+    return Path(cgroup_mounts()[1] or "", own.strip().removeprefix("0::/")).with_name("executions")
 
 
 def children(pid: int) -> list[int]:
