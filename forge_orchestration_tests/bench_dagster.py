@@ -366,10 +366,6 @@ def _first_step_s(made: Deployment, server: Webserver) -> float:
     return start.timestamp - asked
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def bench_many(made: Deployment) -> None:
     """Many steps, of which each tenth is tried twice, and one that waits for all: whether all of it is told, and told once."""
     (made.home.parent / "many.py").write_text(MANY_STEPS)
@@ -409,3 +405,7 @@ def bench_kills(table: Table, folder: Path, kills: int) -> None:
     table.row("until the next worker", took_s)
     print("  every run succeeded, no step that had succeeded was run again, nothing is left")
     table.bar(f"slowest, against {MONITOR_S} s between two looks and 5 s", max(took_s) / (MONITOR_S + 5), 1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
