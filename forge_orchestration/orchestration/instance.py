@@ -72,7 +72,7 @@ class ForgeInstance(dg.DagsterInstance):
         """Note that a run has failed, and of what: Dagster says no more than that it has, where an error is just being handled."""
         if message is None and (error := sys.exception()) is not None:
             told = printable(" ".join(str(error).split()))[:_WHY_CHARS] or type(error).__name__
-            message = f"The run failed outside of its steps: {told}"
+            message = f"The run failed outside of its steps: {told.rstrip('.')}."
             if isinstance(error, dg.DagsterInvalidConfigError):
                 message += " What it was launched with is not valid any more: launch it with other values."
         return super().report_run_failed(dagster_run, message, job_failure_data)

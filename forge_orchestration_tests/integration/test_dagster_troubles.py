@@ -92,7 +92,7 @@ def test_a_stored_config_whose_runtime_was_removed(deployment: Deployment, serve
     assert server.run_ids() == before
     with deployment.daemon():
         assert server.wait(waiting) == "FAILURE"
-    assert "ForgeRuntime got other" in why(server, waiting) and "launchpad" in why(server, waiting)
+    assert "ForgeRuntime got other. What it was launched with is not valid any more" in why(server, waiting)
     assert executions(deployment, first, waiting) == {(first, "completed"): 1}
 
 
