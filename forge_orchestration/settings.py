@@ -1,7 +1,7 @@
 """The deployment's settings: where Forge lives, what it allows, what it defaults to.
 
 Read once a process from `FORGE_HOME/settings.toml`; every value has a default, so the file need not exist.
-Nothing else in Forge reads the environment for its configuration.
+Nothing but this and the sections reads the environment for its configuration.
 """
 
 from __future__ import annotations

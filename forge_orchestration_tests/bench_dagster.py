@@ -32,11 +32,11 @@ import websockets
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.bench import Table
-from forge_orchestration_tests.faults.test_dagster_kills import MONITOR_S, kill_the_worker, see_nothing_left, ten_steps
+from forge_orchestration_tests.faults.test_dagster_kills import kill_the_worker, see_nothing_left, ten_steps
 from forge_orchestration_tests.integration.dagster_support import (
     FINAL,
+    MONITOR_S,
     NO_QUEUE,
-    TELEMETRY,
     Deployment,
     Webserver,
     in_postgres,
@@ -193,7 +193,7 @@ with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
 def bench_storage(made: Deployment, database: Server) -> None:
     """An event, written by one run worker, and by as many at once as the queue lets run and more."""
     homes = {
-        "SQLite, kept open": made.changed("kept", {TELEMETRY: TELEMETRY + "\n"}).launch_folder(),
+        "SQLite, kept open": made.launch_folder(),
         "SQLite, Dagster's own": made.home.parent / "stock",
         "PostgreSQL": made.changed("postgres", in_postgres(database.url)).launch_folder(),
     }
@@ -387,7 +387,7 @@ def bench_many(made: Deployment) -> None:
     }
     assert {kind: kinds[kind] for kind in wanted} == wanted, kinds
     assert f"in all {MANY}" in said
-    print(f"\n{MANY} steps on {THREADS} threads, {twice} of them tried twice: {took_s:.1f} s, every event once, in their order")
+    print(f"\n{MANY} steps on {THREADS} threads, {twice} of them tried twice: {took_s:.1f} s, every event once")
 
 
 def bench_kills(table: Table, folder: Path, kills: int) -> None:

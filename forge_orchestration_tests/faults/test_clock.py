@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
-from forge_orchestration_tests.faults.test_dagster_kills import MONITOR_S
-from forge_orchestration_tests.integration.dagster_support import Deployment, wait_for
+from forge_orchestration_tests.integration.dagster_support import LOOKED_AT_OFTEN, Deployment, wait_for
 
 OWN_CLOCK = "FORGE_TESTS_OWN_CLOCK"
 HOURS = 3600.0
@@ -25,7 +24,7 @@ NAP_S = 20.0
 def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     if os.geteuid() != 0 or OWN_CLOCK not in os.environ:
         pytest.skip("this host's clock is not ours to set; `make test-vm` does it in a machine of its own")
-    made = Deployment(tmp_path, changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"})
+    made = Deployment(tmp_path, changed=LOOKED_AT_OFTEN)
     monkeypatch.setenv("FORGE_HOME", str(made.home))
     made.build_runtime()
     made.add_analysis("nap", f"import time\nprint('begun', flush=True)\ntime.sleep({NAP_S})\nprint('done')\n")

@@ -14,14 +14,13 @@ import pytest
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import leftovers, prerequisite, wait_until
-from forge_orchestration_tests.faults.test_dagster_kills import MONITOR_S
-from forge_orchestration_tests.integration.dagster_support import Deployment, wait_for
+from forge_orchestration_tests.integration.dagster_support import LOOKED_AT_OFTEN, Deployment, wait_for
 
 
 @pytest.fixture
 def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
     prerequisite(os.geteuid() == 0, "only root can mount a file system that is soon full")
-    made = Deployment(tmp_path, changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"})
+    made = Deployment(tmp_path, changed=LOOKED_AT_OFTEN)
     monkeypatch.setenv("FORGE_HOME", str(made.home))
     made.build_runtime()
     made.add_analysis("first", "print('done')\n")

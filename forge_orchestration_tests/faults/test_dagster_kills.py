@@ -27,18 +27,25 @@ from forge_orchestration.orchestration.reconciliation import end_lost_runs
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import PATIENCE, leftovers, wait_until
 from forge_orchestration_tests.faults import victims
-from forge_orchestration_tests.integration.dagster_support import RUN_S, Deployment, Webserver, processes_of_session, wait_for
+from forge_orchestration_tests.integration.dagster_support import (
+    LOOKED_AT_OFTEN,
+    MONITOR_S,
+    RUN_S,
+    Deployment,
+    Webserver,
+    processes_of_session,
+    wait_for,
+)
 
 VICTIMS = ("run worker", "keeper", "supervisor", "spawner", "code server", "web server", "daemon")
 LOST, DIED = EndReason.CONTROLLER_LOST, EndReason.EXECUTOR_ERROR
-MONITOR_S = 2
 STEPS = [f"step_{number}" for number in range(10)]
 FEW, MANY = 1, 30
 
 
 def ten_steps(folder: Path) -> Deployment:
     """A deployment whose runs are looked at every few seconds, with analyses that take a moment each."""
-    made = Deployment(folder, changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"})
+    made = Deployment(folder, changed=LOOKED_AT_OFTEN)
     made.build_runtime()
     for name in STEPS:
         made.add_analysis(name, "import time\ntime.sleep(0.3)\n")
@@ -236,7 +243,7 @@ def test_an_execution_that_outlives_its_worker_is_taken_over(tmp_path: Path, mon
     made = Deployment(
         tmp_path,
         '[supervision]\non_controller_loss = "continue"\n',
-        changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"},
+        changed=LOOKED_AT_OFTEN,
     )
     monkeypatch.setenv("FORGE_HOME", str(made.home))
     made.build_runtime()

@@ -31,6 +31,9 @@ NO_QUEUE = {
     "  module: dagster.core.run_coordinator\n  class: DefaultRunCoordinator\n"
 }
 """A change to `dagster.yaml` for a web server without a daemon."""
+MONITOR_S = 2
+LOOKED_AT_OFTEN = {"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"}
+"""A change to `dagster.yaml`: how often Dagster's monitor looks at the workers of runs."""
 TELEMETRY = "telemetry:\n  enabled: false\n"
 T = TypeVar("T")
 FINAL = ("SUCCESS", "FAILURE", "CANCELED")

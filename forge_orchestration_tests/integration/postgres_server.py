@@ -73,7 +73,9 @@ def running_server(*, fsync: bool = False) -> Iterator[Server]:
     try:
         server = Server(folder, fsync=fsync)
         server.start()
-        yield server
-        server.stop()
+        try:
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder)

@@ -14,8 +14,7 @@ import pytest
 from forge_orchestration.operations.workers import WorkerFolder
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import leftovers, wait_until
-from forge_orchestration_tests.faults.test_dagster_kills import MONITOR_S
-from forge_orchestration_tests.integration.dagster_support import Deployment, Webserver, in_postgres, wait_for
+from forge_orchestration_tests.integration.dagster_support import LOOKED_AT_OFTEN, Deployment, Webserver, in_postgres, wait_for
 from forge_orchestration_tests.integration.postgres_server import Server, running_server
 
 AWAY_S = 15
@@ -31,7 +30,7 @@ def database() -> Iterator[Server]:
 def deployment(tmp_path_factory: pytest.TempPathFactory, database: Server) -> Iterator[Deployment]:
     made = Deployment(
         tmp_path_factory.mktemp("deployment"),
-        changed={"poll_interval_seconds: 10": f"poll_interval_seconds: {MONITOR_S}"} | in_postgres(database.url),
+        changed=LOOKED_AT_OFTEN | in_postgres(database.url),
     )
     made.build_runtime()
     made.add_analysis("first", "print('done')\n")

@@ -12,7 +12,7 @@ import pytest
 
 import forge_orchestration
 from forge_orchestration_tests.conftest import leftovers, wait_until
-from forge_orchestration_tests.integration.dagster_support import LOCATION, Deployment, Webserver
+from forge_orchestration_tests.integration.dagster_support import LOCATION, LOOKED_AT_OFTEN, Deployment, Webserver
 
 SHIPPED = Path(forge_orchestration.__file__).parent / "runtimes" / "definitions" / "forge-python"
 
@@ -21,9 +21,7 @@ SHIPPED = Path(forge_orchestration.__file__).parent / "runtimes" / "definitions"
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("troubles")
     (folder / "runtimes").mkdir()
-    made = Deployment(
-        folder, f'runtime_folders = ["{folder}/runtimes"]\n', changed={"poll_interval_seconds: 10": "poll_interval_seconds: 2"}
-    )
+    made = Deployment(folder, f'runtime_folders = ["{folder}/runtimes"]\n', changed=LOOKED_AT_OFTEN)
     made.build_runtime()
     made.add_analysis("quick", "print('done')\n")
     yield made
@@ -140,4 +138,5 @@ def test_hostile_tags_of_runs(deployment: Deployment, server: Webserver) -> None
     with deployment.daemon():
         ends = {tag: server.wait(run_id) for tag, run_id in zip(HOSTILE_TAGS, runs, strict=True)}
     assert set(ends.values()) == {"SUCCESS"}, ends
+    assert HOSTILE_TAGS[0][1] not in {one["execution_id"] for one in deployment.records()}
     assert executions(deployment, *runs) == {(run_id, "completed"): 1 for run_id in runs}
