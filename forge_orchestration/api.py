@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from forge_orchestration.errors import ExecutorError, SpecError
 
 if TYPE_CHECKING:  # `import forge_orchestration` stays cheap: the spawner and every command pay for it
-    from forge_orchestration.engine import Engine, Listener
+    from forge_orchestration.engine import Engine
+    from forge_orchestration.executors.feed import Listener
     from forge_orchestration.model.record import ExecutionRecord
     from forge_orchestration.model.spec import AnalysisSpec
     from forge_orchestration.settings import Settings
@@ -40,6 +41,7 @@ def run(
     threads: int | None = None,
     seed: int | None = None,
     priority: int | None = None,
+    cache: str | None = None,
     wait_for_room: bool = True,
     check: bool = False,
     listener: Listener | None = None,
@@ -57,6 +59,9 @@ def run(
         limits: As in `analysis.yaml`: `{"memory": "2GiB", "cpus": 1, "wall_time": "30min"}`.
         env: Environment variables; only for a command.
         priority: Of those that wait for room, the highest is first.
+        cache: What is done with an earlier result that was made of the very same: `use` takes it, `refresh` runs all the same,
+            `off` too and keeps the new one from being reused, `only` runs nothing. Default: as the analysis and the
+            deployment's settings say; `off` for a command.
         wait_for_room: Wait in the queue while other executions take what it needs; else raise `BackendUnavailableError`.
         check: Raise `ExecutionFailed` unless it succeeded.
         cancel: Set it from another thread to end the execution.
@@ -79,14 +84,15 @@ def run(
             raise SpecError(f"Outputs and environment of analysis '{what}' are declared in its analysis.yaml.")
         spec = spec_from_definition(
             load_definition(what, engine.settings), engine.settings, runtime=runtime, executor=executor, inputs=inputs,
-            partition=partition, params=params, limits=limits, threads=threads, seed=seed, priority=priority, asked_by="caller",
+            partition=partition, params=params, limits=limits, threads=threads, seed=seed, priority=priority, cache=cache,
+            asked_by="caller",
         )  # fmt: skip
     else:
         if partition is not None:
             raise SpecError("A command has no partitions.", "Give it the key as one of its words.")
         spec = command_spec(
             what, engine.settings, runtime=runtime, executor=executor, inputs=inputs, outputs=outputs, params=params,
-            limits=limits, env=env, threads=threads, seed=seed, priority=priority, asked_by="caller",
+            limits=limits, env=env, threads=threads, seed=seed, priority=priority, cache=cache, asked_by="caller",
         )  # fmt: skip
     record = run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
     if check and not record.succeeded:
@@ -108,6 +114,7 @@ def command_spec(
     threads: int | None = None,
     seed: int | None = None,
     priority: int | None = None,
+    cache: str | None = None,
     asked_by: str = "caller",
 ) -> AnalysisSpec:
     """A request to run a bare command; arguments as those of `run`.
@@ -117,6 +124,7 @@ def command_spec(
         RuntimeCatalogError: The runtime is unknown.
     """
     from forge_orchestration.analyses.checks import (
+        check_cache,
         check_command,
         check_count,
         check_environment,
@@ -153,6 +161,7 @@ def command_spec(
         threads=check_count("threads", 1 if threads is None else threads, 1),
         seed=check_count("seed", 0 if seed is None else seed, 0),
         priority=check_priority(priority or 0),
+        cache=check_cache(cache or "off"),
         chosen_by={"runtime": asked_by if runtime else "default", "executor": asked_by if executor else "default"},
     )
 

@@ -7,9 +7,9 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,15 +17,20 @@ from forge_orchestration.errors import BackendUnavailableError, ForgeError, Runt
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
 from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
+from forge_orchestration.executions.journal import Journal, not_written
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import AnalysisExecutor, ExecutionHandle, PreparedExecution
+from forge_orchestration.executors.feed import Feed, Listener
+from forge_orchestration.executors.recovery import somebody_is_there
 from forge_orchestration.executors.registry import make_executor
 from forge_orchestration.model.limits import check_limits
-from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason
-from forge_orchestration.model.record import CodeFacts, ExecutionRecord, LogFacts, RuntimeFacts
+from forge_orchestration.model.record import CacheFacts, CodeFacts, ExecutionRecord, LogFacts, RuntimeFacts
 from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.resume import reuse
+from forge_orchestration.resume.fingerprint import Fingerprint
+from forge_orchestration.resume.results import Found, find_result, reuse_result
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
 from forge_orchestration.sandbox import linux
@@ -37,20 +42,6 @@ if TYPE_CHECKING:
 _Resolved = tuple[ResolvedRuntime, tuple[ResolvedInput, ...]]
 _LOOK_S = 0.1
 _RECOVERY_S = 2.0  # a short execution waits at most so long for what dead ones left; the rest is for the next start
-_LEAST_ROOM_BYTES = 2**20  # for a record, its logs' beginnings, and the store
-
-
-class Listener(Protocol):
-    """Who wants to see an execution while it runs. Called from the thread that called `Engine.run`."""
-
-    def on_started(self, record: ExecutionRecord) -> None:
-        """The execution has its id and its folder. If it is `queued` and has a message, that says what for."""
-
-    def on_log(self, stream: str, data: bytes) -> None:
-        """New bytes of `stdout` or `stderr`, untrusted."""
-
-    def on_message(self, message: Message) -> None:
-        """A validated message of the analysis."""
 
 
 class Engine:
@@ -72,6 +63,10 @@ class Engine:
             if self._store is None:
                 self._store = Store(self.settings.store_path)
             return self._store
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.settings.home, self.store)
 
     def close(self) -> None:
         """Close the store, for a process that ends now; not while a recovery that takes long writes to it."""
@@ -119,15 +114,38 @@ class Engine:
         check_limits(spec.limits, self.settings.maximum)
         resolve = functools.partial(self._resolve, spec, executor, runtime)
         chosen, inputs = resolve()
-        executor.check()
-        admission = executor.admission()
+        wanted = reuse.fingerprint(spec, chosen, inputs, self.settings, self.store)
+        found = reuse.find(spec, wanted, self.settings, self.store)
         try:
+            if found.record is not None:
+                return self._reuse(found, *self._open(spec, chosen, inputs, wanted, runs=False), listener)
+            executor.check()
+            admission = executor.admission()
+            if admission is not None:
+                admission.check(spec.limits)
+            record, prepared = self._open(spec, chosen, inputs, wanted, found.damage)
+            if spec.cache in ("use", "only"):
+                record = self._wait_for_twin(spec, record, prepared, listener, cancel, wait_for_room)
+                if record.status.is_final:
+                    return record
             if admission is None:
-                return self._start(executor, spec, *self._open(spec, chosen, inputs), listener, cancel)
-            return self._run_admitted(executor, admission, spec, chosen, inputs, resolve, listener, cancel, wait_for_room)
+                return self._start(executor, spec, record, prepared, listener, cancel)
+            return self._run_admitted(executor, admission, spec, record, prepared, resolve, listener, cancel, wait_for_room)
         finally:
             if self._recovery is not None:
                 self._recovery.join(_RECOVERY_S)
+
+    def fingerprint(self, spec: AnalysisSpec) -> Fingerprint:
+        """What would decide the result of an analysis if it were run now.
+
+        Raises:
+            ForgeError: It could not be run: the request, the host or the runtime is at fault.
+        """
+        check_limits(spec.limits, self.settings.maximum)
+        chosen, inputs = self._resolve(spec, self.executor(spec.executor), None)
+        found = reuse.fingerprint(spec, chosen, inputs, self.settings, self.store)
+        assert found is not None, "a bare command has none"
+        return found
 
     def follow(
         self, execution_id: str, *, listener: Listener | None = None, cancel: threading.Event | None = None
@@ -150,19 +168,17 @@ class Engine:
         if record.wants_second_look and record.guard is not None:
             record = record.with_guard(record.guard.not_looked_after("the process that had looked before was lost"))
             with folder.locked():
-                record = self._noted(record, folder)
+                record = self._journal.note(record, folder)
         return record
 
     def _run_admitted(
-        self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, chosen: ResolvedRuntime,
-        inputs: tuple[ResolvedInput, ...], resolve: Callable[[], _Resolved], listener: Listener | None,
+        self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, record: ExecutionRecord,
+        prepared: PreparedExecution, resolve: Callable[[], _Resolved], listener: Listener | None,
         cancel: threading.Event | None, wait_for_room: bool,
     ) -> ExecutionRecord:  # fmt: skip
-        admission.check(spec.limits)
-        record, prepared = self._open(spec, chosen, inputs)
         try:
             if why := self._enter(admission, spec, prepared.folder, wait_for_room):
-                record, prepared = self._wait(admission, why, record, prepared, resolve, listener, cancel)
+                record, prepared = self._wait(admission, why, spec, record, prepared, resolve, listener, cancel)
                 if record.status.is_final:
                     return record
             return self._start(executor, spec, record, prepared, listener, cancel, announced=bool(why))
@@ -195,31 +211,37 @@ class Engine:
             if why and not wait_for_room:
                 raise BackendUnavailableError(f"There is no room for the execution now: {why}.", "Try again later, or let it wait.")
         except BaseException:
-            self._forget(folder)
+            self._journal.forget(folder)
             raise
         return why
 
     def _wait(
-        self, admission: Admission, why: str, record: ExecutionRecord, prepared: PreparedExecution,
+        self, admission: Admission, why: str, spec: AnalysisSpec, record: ExecutionRecord, prepared: PreparedExecution,
         resolve: Callable[[], _Resolved], listener: Listener | None, cancel: threading.Event | None,
     ) -> tuple[ExecutionRecord, PreparedExecution]:  # fmt: skip
         """Wait until the execution may start; its record is final then if it may not any more."""
         folder = prepared.folder
         try:
-            record = self._noted(record, folder, message=f"Waiting for room: {why}.")
+            record = self._journal.note(record, folder, message=f"Waiting for room: {why}.")
             if listener is not None:
                 listener.on_started(record)
             if not admission.wait(folder.id, cancel):
-                return self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began."), prepared
+                return self._journal.close_unstarted(
+                    record, prepared.folder, EndReason.CANCELED, "Canceled before it began."
+                ), prepared
             # what was looked at when it came may have changed since
             chosen, inputs = resolve()
-            facts = _runtime_facts(chosen, record.chosen_by)
-            record = self._noted(record, folder, message="", runtime=facts, inputs=[item.facts for item in inputs])
+            reuse.keep_inputs(inputs, folder)
+            now = reuse.fingerprint(spec, chosen, inputs, self.settings, self.store, reuse.code_parts(record))
+            record = self._journal.note(
+                record, folder, message="", runtime=_runtime_facts(chosen, record.chosen_by), inputs=[item.facts for item in inputs],
+                **_fingerprint_facts(now),
+            )  # fmt: skip
         except ForgeError as error:
             reason = EndReason.RUNTIME_UNHEALTHY if isinstance(error, RuntimeCatalogError) else EndReason.EXECUTOR_ERROR
-            return self._close_unstarted(record, prepared, reason, str(error)), prepared
+            return self._journal.close_unstarted(record, prepared.folder, reason, str(error)), prepared
         except BaseException:
-            self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+            self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
             raise
         return record, PreparedExecution(folder=folder, runtime=chosen, inputs=inputs)
 
@@ -236,17 +258,89 @@ class Engine:
         try:
             handle = executor.submit(spec, prepared)
         except ForgeError as error:
-            record = self._close_unstarted(record, prepared, EndReason.EXECUTOR_ERROR, str(error))
+            record = self._journal.close_unstarted(record, prepared.folder, EndReason.EXECUTOR_ERROR, str(error))
             record = self._look_after(guard, record, prepared.folder)  # it may have run before it was given up
             with contextlib.suppress(ForgeError, OSError):  # what cannot be removed now is left to `forge gc`
                 executor.cleanup(ExecutionHandle(execution_id=record.execution_id, native_id=""))
             return record
         return self._follow(executor, handle, prepared.folder, listener, cancel, announced, guard)
 
+    def _reuse(
+        self, found: Found, record: ExecutionRecord, prepared: PreparedExecution, listener: Listener | None
+    ) -> ExecutionRecord:
+        """Give the execution the result that was found, which ends it."""
+        assert found.record is not None
+        folder = prepared.folder
+        try:
+            with folder.locked():
+                record = reuse_result(found.record, record, folder, self.store, found.damage)
+                record = self._journal.note(record, folder)
+        except OSError as error:
+            self._journal.forget(folder)
+            raise not_written(folder, error) from error
+        except BaseException:
+            self._journal.forget(folder)
+            raise
+        if listener is not None:
+            listener.on_started(record)
+        return record
+
+    def _wait_for_twin(
+        self, spec: AnalysisSpec, record: ExecutionRecord, prepared: PreparedExecution, listener: Listener | None,
+        cancel: threading.Event | None, wait_for_room: bool,
+    ) -> ExecutionRecord:  # fmt: skip
+        """While others that began earlier compute the very same, wait for them, and take what they have made.
+
+        Each waits for those before it alone, so that no two wait for each other.
+        """
+        folder = prepared.folder
+        fingerprint = record.fingerprint
+        assert fingerprint is not None
+        try:
+            while (twin := self._twin(fingerprint, folder)) is not None:
+                if not wait_for_room:
+                    raise BackendUnavailableError(
+                        f"Execution {twin} computes the very same now.", "Try again later, or let it wait."
+                    )
+                if not record.message:
+                    record = self._journal.note(
+                        record, folder, message=f"Waiting for execution {twin}, which computes the very same."
+                    )
+                    if listener is not None:
+                        listener.on_started(record)
+                if cancel is not None and cancel.is_set():
+                    return self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
+                time.sleep(_LOOK_S)
+            found = find_result(fingerprint, self.store, self.settings.executions_dir)
+            if found.record is None and spec.cache == "only":
+                raise SpecError(
+                    f"There is no earlier result of '{spec.name}' that could be reused, and nothing else was asked for.{_after(found.damage)}",
+                    f"See why: forge why {spec.name}",
+                )
+        except (BackendUnavailableError, SpecError):
+            self._journal.forget(folder)
+            raise
+        except BaseException:
+            self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
+            raise
+        return self._reuse(found, record, prepared, listener) if found.record is not None else record
+
+    def _twin(self, fingerprint: str, folder: ExecutionFolder) -> str | None:
+        for execution_id in self.store.twins_before(fingerprint, folder.id):
+            if somebody_is_there(ExecutionFolder(self.settings.executions_dir, execution_id), self.store):
+                return execution_id
+        return None
+
     def _open(
-        self, spec: AnalysisSpec, runtime: ResolvedRuntime, inputs: tuple[ResolvedInput, ...]
-    ) -> tuple[ExecutionRecord, PreparedExecution]:
-        """The execution's row, folder and first record."""
+        self, spec: AnalysisSpec, runtime: ResolvedRuntime, inputs: tuple[ResolvedInput, ...], wanted: Fingerprint | None,
+        damage: str = "", *, runs: bool = True,
+    ) -> tuple[ExecutionRecord, PreparedExecution]:  # fmt: skip
+        """The execution's row, folder and first record.
+
+        Args:
+            damage: What is wrong with earlier results of the same.
+            runs: Whether it is to be run; else it needs no copy of the analysis' files.
+        """
         folder = ExecutionFolder(self.settings.executions_dir, new_execution_id())
         record = ExecutionRecord(
             execution_id=folder.id, analysis=spec.name, attempt=spec.attempt, previous_execution_id=spec.previous_execution_id,
@@ -254,24 +348,29 @@ class Engine:
             partition=spec.partition,
             runtime=_runtime_facts(runtime, spec.chosen_by), command=spec.command, parameters=dict(spec.params), seed=spec.seed,
             threads=spec.threads, chosen_by=spec.chosen_by, inputs=[item.facts for item in inputs], limits=spec.limits,
+            cache=CacheFacts(policy=spec.cache, why=damage),
+            fingerprint=wanted.digest if wanted is not None else None, fingerprint_parts=wanted.parts if wanted is not None else {},
             queued_at=time.time(), folder=str(folder.path),
             logs={stream: LogFacts(path=str(folder.log(stream))) for stream in ("stdout", "stderr")},
         )  # fmt: skip
-        self._check_room()
-        self.store.begin(record, os.getpid(), linux.start_time(os.getpid()) or 0)
+        self._journal.begin(record, os.getpid(), linux.start_time(os.getpid()) or 0)
         try:
             folder.create()
             code: CodeFacts | None = None
-            if spec.folder is not None:
+            if spec.folder is not None and runs:
                 from forge_orchestration.executions.code import snapshot_code
 
-                code = snapshot_code(Path(spec.folder), folder.analysis, spec.files, is_function=bool(spec.function))
-            record = msgspec.structs.replace(record, code=code)
-            folder.write_record(record)
+                code, copied = snapshot_code(Path(spec.folder), folder.analysis, spec.files, is_function=bool(spec.function))
+                if copied != reuse.code_parts(record):  # a file was edited since it was looked at: what is copied is what counts
+                    wanted = reuse.fingerprint(spec, runtime, inputs, self.settings, self.store, copied)
+            if runs:
+                reuse.keep_inputs(inputs, folder)
+                record = msgspec.structs.replace(record, code=code, **_fingerprint_facts(wanted))
+                folder.write_record(record)
         except BaseException as error:
-            self._forget(folder)
+            self._journal.forget(folder)
             if isinstance(error, OSError):
-                raise _not_written(folder, error) from error
+                raise not_written(folder, error) from error
             raise
         return record, PreparedExecution(folder=folder, runtime=runtime, inputs=inputs)
 
@@ -280,7 +379,7 @@ class Engine:
         cancel: threading.Event | None, announced: bool, guard: Guard | None, passed_before: bool = False,
     ) -> ExecutionRecord:  # fmt: skip
         self._recover(executor)
-        feed = _Feed(executor, handle, listener, passed_before)
+        feed = Feed(executor, handle, listener, passed_before)
         look_s = _LOOK_S if listener is not None or cancel is not None else None
         canceled = False
         try:
@@ -297,7 +396,7 @@ class Engine:
             executor.wait(handle)
             raise
         finally:
-            record = self._look_after(guard, folder.read_record(), folder)
+            record = self._confirm(self._look_after(guard, folder.read_record(), folder), folder)
             with contextlib.suppress(StoreError):  # the record is the truth; the next start puts the row right
                 self.store.save(record)
         return record
@@ -316,16 +415,16 @@ class Engine:
     ) -> ExecutionRecord:  # fmt: skip
         """The record is final then if what is guarded could not be looked at, or if it was canceled meanwhile."""
         try:
-            record = self._noted(record, prepared.folder, message=f"Looking at {guard} before the start.")
+            record = self._journal.note(record, prepared.folder, message=f"Looking at {guard} before the start.")
             if listener is not None:
                 listener.on_started(record)
-            record = self._noted(record.with_guard(guard.look_before()), prepared.folder, message="")
+            record = self._journal.note(record.with_guard(guard.look_before()), prepared.folder, message="")
             if cancel is not None and cancel.is_set():
-                return self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+                return self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
         except ForgeError as error:
-            return self._close_unstarted(record, prepared, EndReason.SANDBOX_UNAVAILABLE, str(error))
+            return self._journal.close_unstarted(record, prepared.folder, EndReason.SANDBOX_UNAVAILABLE, str(error))
         except BaseException:
-            self._close_unstarted(record, prepared, EndReason.CANCELED, "Canceled before it began.")
+            self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
             raise
         return record
 
@@ -341,12 +440,15 @@ class Engine:
             facts = record.guard.not_looked_after(str(error))
         finally:
             record = record.with_guard(facts)
-            try:
-                with folder.locked():  # its supervisor writes no more
-                    folder.write_record(record)
-            except OSError as error:
-                raise _not_written(folder, error) from error
+            self._journal.add(record, folder)
         return record
+
+    def _confirm(self, record: ExecutionRecord, folder: ExecutionFolder) -> ExecutionRecord:
+        """With whether the result may be reused."""
+        confirmed = reuse.confirmed(record, folder, self.store)
+        if confirmed is not record:
+            self._journal.add(confirmed, folder)
+        return confirmed
 
     def _recover(self, executor: AnalysisExecutor) -> None:
         """Once an engine: while its first execution runs, and so off its path, put right what dead processes left."""
@@ -356,44 +458,6 @@ class Engine:
             self._looked_back = True
         with contextlib.suppress(ForgeError, OSError):  # this execution is none of its concern
             self._recovery = executor.recover(self.store)
-
-    def _close_unstarted(
-        self, record: ExecutionRecord, prepared: PreparedExecution, reason: EndReason, message: str
-    ) -> ExecutionRecord:
-        changes = {"status": reason.status, "end_reason": reason, "message": message, "ended_at": time.time()}
-        with prepared.folder.locked():  # a supervisor that came to it after all has ended then, or will find it closed
-            there = prepared.folder.read_record()
-            if there.status.is_final:
-                self.store.save(there)
-                return there
-            try:
-                return self._noted(record, prepared.folder, **changes)
-            except StoreError:
-                self._forget(prepared.folder)
-                raise
-
-    def _noted(self, record: ExecutionRecord, folder: ExecutionFolder, **changes: object) -> ExecutionRecord:
-        """The record with these changes, written and indexed."""
-        record = msgspec.structs.replace(record, **changes)
-        try:
-            folder.write_record(record)
-        except OSError as error:
-            raise _not_written(folder, error) from error
-        self.store.save(record)
-        return record
-
-    def _check_room(self) -> None:
-        space = os.statvfs(self.settings.home)
-        if space.f_bavail * space.f_frsize < _LEAST_ROOM_BYTES:
-            raise StoreError(
-                f"The disk of FORGE_HOME {self.settings.home} is full.", "Make room, or set FORGE_HOME to another disk."
-            )
-
-    def _forget(self, folder: ExecutionFolder) -> None:
-        """Remove what there is of an execution that never came to be; a row that cannot be removed is left to `forge gc`."""
-        folder.remove()
-        with contextlib.suppress(StoreError):
-            self.store.forget(folder.id)
 
 
 def _check_recordable(spec: AnalysisSpec) -> None:
@@ -413,36 +477,9 @@ def _runtime_facts(runtime: ResolvedRuntime, chosen_by: Mapping[str, str]) -> Ru
     )  # fmt: skip
 
 
-def _not_written(folder: ExecutionFolder, error: OSError) -> StoreError:
-    return StoreError(f"The execution's folder {folder.path} cannot be written: {error.strerror}.", "Is the disk full?")
+def _after(sentence: str) -> str:
+    return f" {sentence}" if sentence else ""
 
 
-class _Feed:
-    """Passes what an execution says to a listener, each byte and message once."""
-
-    def __init__(self, executor: AnalysisExecutor, handle: ExecutionHandle, listener: Listener | None, passed_before: bool) -> None:
-        self._executor, self._handle, self._listener = executor, handle, listener
-        self._offsets = dict.fromkeys(("messages", "stdout", "stderr"), 0)
-        if passed_before:  # the supervisor writes a message as one whole line
-            for _ in self._new("messages"):
-                pass
-        self._rest = b""
-
-    def pass_on(self) -> None:
-        """Whatever is new."""
-        if self._listener is None:
-            return
-        for stream in self._offsets:
-            for data in self._new(stream):
-                if stream == "messages":
-                    *lines, self._rest = (self._rest + data).split(b"\n")
-                    for line in lines:
-                        self._listener.on_message(msgspec.json.decode(line, type=Message))
-                else:
-                    self._listener.on_log(stream, data)
-
-    def _new(self, stream: str) -> Iterator[bytes]:
-        """In pieces: a flood of output is never held as a whole."""
-        while data := self._executor.logs(self._handle, stream, self._offsets[stream]):
-            self._offsets[stream] += len(data)
-            yield data
+def _fingerprint_facts(fingerprint: Fingerprint | None) -> dict[str, object]:
+    return {"fingerprint": fingerprint.digest, "fingerprint_parts": fingerprint.parts} if fingerprint is not None else {}

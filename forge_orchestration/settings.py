@@ -29,6 +29,7 @@ from forge_orchestration.model.sections import (
     MetricsSettings,
     NeighbourSettings,
     OutputSettings,
+    ReuseSettings,
     RuntimeRule,
     SupervisionSettings,
 )
@@ -61,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: NeighbourSettings = NeighbourSettings()
     metrics: MetricsSettings = MetricsSettings()
     health: HealthSettings = HealthSettings()
+    reuse: ReuseSettings = ReuseSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -81,6 +83,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def scratch_dir(self) -> Path:
         """Workspaces of executions that run now, and formatted images that wait for one."""
         return self.home / "scratch"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What can be had again: what host a fingerprint was of, downloads."""
+        return self.home / "cache"
 
     @property
     def store_path(self) -> Path:
@@ -135,7 +142,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "docker_host", "verify_max_age_s", "protected_databases",
-    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health",
+    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.analyses.checks import (
+    check_cache,
     check_command,
     check_count,
     check_environment,
@@ -264,6 +265,7 @@ def spec_from_definition(
     threads: int | None = None,
     seed: int | None = None,
     priority: int | None = None,
+    cache: str | None = None,
     asked_by: str = "op config",
     dagster_run_id: str | None = None,
     dagster_step_key: str | None = None,
@@ -329,6 +331,7 @@ def spec_from_definition(
         threads=check_count("threads", threads if threads is not None else definition.threads, 1),
         seed=check_count("seed", seed if seed is not None else definition.seed, 0),
         priority=check_priority(priority if priority is not None else definition.priority),
+        cache=check_cache(cache or definition.cache or settings.reuse.policy),
         chosen_by=chosen,
         dagster_run_id=dagster_run_id,
         dagster_step_key=dagster_step_key,

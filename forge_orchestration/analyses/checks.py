@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast, get_args
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.model.sections import CachePolicy
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -56,6 +58,17 @@ def check_priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
         raise SpecError(f"'priority' is {value!r}; it must be a whole number from -1000 to 1000.")
     return value
+
+
+def check_cache(value: object) -> CachePolicy:
+    """What is done with an earlier result.
+
+    Raises:
+        SpecError: It is none of the policies.
+    """
+    if value not in get_args(CachePolicy):
+        raise SpecError(f"'cache' is {value!r:.80}; it must be one of {', '.join(get_args(CachePolicy))}.")
+    return cast(CachePolicy, value)
 
 
 def check_count(what: str, value: object, least: int) -> int:

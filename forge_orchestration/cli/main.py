@@ -92,16 +92,36 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run = commands.add_parser(
         "run", help="run an analysis", description="Run an analysis by its name, or by the path of its folder."
     )
-    run.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
-    run.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
-    run.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
-    run.add_argument("--partition", metavar="KEY", help="which part of an analysis that has partitions")
-    run.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
+    _what_to_run(run)
     _common(run)
     run.set_defaults(command=_lazily("run", "run_analysis"))
+    for name, text, function in (
+        ("why", "why it would be run or not: what has changed since the last time", "explain"),
+        ("fingerprint", "what decides the result of an analysis", "show_fingerprint"),
+    ):
+        asked = commands.add_parser(
+            name, help=text, description=f"Say {text}. Nothing is run. The arguments are those of forge run."
+        )
+        _what_to_run(asked)
+        _decisive(asked)
+        asked.add_argument("--json", action="store_true", help="print JSON")
+        asked.set_defaults(command=_lazily("reuse", function))
     listing = commands.add_parser("analyses", help="list the analyses")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_lazily("run", "list_analyses"))
+
+
+def _what_to_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
+    parser.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
+    parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
+    parser.add_argument("--partition", metavar="KEY", help="which part of an analysis that has partitions")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a parameter; may be repeated")
+
+
+def _decisive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed, in $FORGE_SEED")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads for numerical libraries")
 
 
 def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -124,8 +144,11 @@ def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", metavar="E", help="where to run it (default: local)")
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed, in $FORGE_SEED")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for numerical libraries")
+    _decisive(parser)
+    parser.add_argument(
+        "--cache", metavar="POLICY",
+        help="an earlier result of the very same: use it, refresh it, off (neither use nor keep one), only (run nothing)",
+    )  # fmt: skip
     parser.add_argument("--priority", type=int, metavar="N", help="of those that wait for room, the highest is first (default: 0)")
     parser.add_argument("--no-wait", action="store_true", help="refuse to run it (exit status 5) rather than wait for room")
     parser.add_argument("--json", action="store_true", help="print the record as JSON, and nothing else, on stdout")

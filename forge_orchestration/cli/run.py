@@ -30,8 +30,9 @@ def run_analysis(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     spec = spec_from_definition(
         load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, executor=arguments.executor,
-        inputs=_pairs(arguments.input, "--input"), partition=arguments.partition, params=_pairs(arguments.param, "--param"),
-        limits=_limits(arguments), threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, asked_by="command line",
+        inputs=pairs(arguments.input, "--input"), partition=arguments.partition, params=pairs(arguments.param, "--param"),
+        limits=_limits(arguments), threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, cache=arguments.cache,
+        asked_by="command line",
     )  # fmt: skip
     return _run(Engine(settings), spec, arguments, summary=True)
 
@@ -42,9 +43,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 
     settings = load_settings()
     spec = command_spec(
-        arguments.words, settings, runtime=arguments.runtime, executor=arguments.executor, inputs=_pairs(arguments.input, "--input"),
-        outputs=arguments.output, limits=_limits(arguments), env=_pairs(arguments.env, "--env"), threads=arguments.threads,
-        seed=arguments.seed, priority=arguments.priority, asked_by="command line",
+        arguments.words, settings, runtime=arguments.runtime, executor=arguments.executor, inputs=pairs(arguments.input, "--input"),
+        outputs=arguments.output, limits=_limits(arguments), env=pairs(arguments.env, "--env"), threads=arguments.threads,
+        seed=arguments.seed, priority=arguments.priority, cache=arguments.cache, asked_by="command line",
     )  # fmt: skip
     return _run(Engine(settings), spec, arguments, summary=False)
 
@@ -163,13 +164,18 @@ def _limits(arguments: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(arguments, name) for name in _LIMITS if getattr(arguments, name) is not None}
 
 
-def _pairs(words: list[str], option: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
+def pairs(words: list[str], option: str) -> dict[str, str]:
+    """What an option that may be repeated says: value by name.
+
+    Raises:
+        SpecError: A word has no `=`, or a name comes twice.
+    """
+    found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise SpecError(f"{option} is {word!r}.", f"Write it as {option} NAME=VALUE.")
-        if name in pairs:
+        if name in found:
             raise SpecError(f"{option} names '{name}' twice.")
-        pairs[name] = value
-    return pairs
+        found[name] = value
+    return found

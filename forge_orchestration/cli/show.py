@@ -54,6 +54,7 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
                 f"{runtime.name} (content {runtime.content_digest[:12]}, chosen by {runtime.chosen_by})" if runtime else "-",
             ),
             ("command", " ".join(record.command)),
+            *_reused(record),
             ("started", _when(record.started_at)),
             ("ended", _when(record.ended_at)),
             *([("Dagster run", record.dagster_run_id)] if record.dagster_run_id is not None else []),
@@ -93,6 +94,12 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
         yield "Guarded", _guarded(record.guard)
     if record.rejected_outputs:
         yield "Not kept", [(one.path, one.why) for one in record.rejected_outputs]
+
+
+def _reused(record: ExecutionRecord) -> list[tuple[str, str]]:
+    cache = record.cache
+    source = [("result of", cache.source_execution_id)] if cache.source_execution_id is not None else []
+    return [*source, *([("reuse", cache.why)] if cache.why else [])]
 
 
 def check_sentence(name: str, passed: bool, message: str) -> str:

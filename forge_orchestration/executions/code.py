@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.inputs import DigestCache, digest_of_file
 from forge_orchestration.model.record import CodeFacts
 from forge_orchestration.units import format_bytes
 
@@ -20,6 +21,8 @@ _MAX_BYTES = 64 * 2**20
 _LEFT_OUT = frozenset({"__pycache__", ".git", ".ipynb_checkpoints"})
 
 
+DEFINITIONS = frozenset({"analysis.yaml", "defs.yaml"})
+"""Files that say how an analysis is run. What of them decides its result is known as such; the rest may be edited freely."""
 CALLED_BY = "forge_call.py"
 """Among the files of an analysis that is a Python function: what calls it."""
 
@@ -46,21 +49,40 @@ def check_code(folder: Path, only: Sequence[str] = ()) -> None:
         )
 
 
-def snapshot_code(folder: Path, target: Path, only: Sequence[str] = (), *, is_function: bool = False) -> CodeFacts:
+def code_digests(folder: Path, cache: DigestCache, only: Sequence[str] = (), *, is_function: bool = False) -> dict[str, str]:
+    """What would be copied now: by relative path the digest of each file but `DEFINITIONS`; what can be executed has `:x` behind it.
+
+    Raises:
+        SpecError: A file cannot be read, or is written to meanwhile.
+    """
+    found = {}
+    for path, relative in _sources(folder, only, is_function):
+        try:
+            digest, facts = digest_of_file(path, cache)
+        except OSError as error:
+            raise SpecError(f"The analysis' file {path} cannot be read: {error.strerror}.") from error
+        found[_shown(relative)] = _with_mode(digest, facts.st_mode)
+    return _deciding(found)
+
+
+def snapshot_code(
+    folder: Path, target: Path, only: Sequence[str] = (), *, is_function: bool = False
+) -> tuple[CodeFacts, dict[str, str]]:
     """Copy the plain files of `folder` to `target`, readable by every user, and say what they are.
 
     Args:
         only: Names of the files and folders in it that are meant; none: all.
         is_function: Whether what calls a function comes with them.
+
+    Returns:
+        The facts, and of each file what `code_digests` gives.
     """
     digest = hashlib.sha256()
     copied: dict[bytes, Path] = {}
     target.mkdir(mode=0o755)
     os.chmod(target, 0o755)  # whatever the umask
-    sources = [(path, path.relative_to(folder)) for path in _files(folder, only)]
-    if is_function:
-        sources.append((Path(__file__).with_name("call_function.py"), Path(CALLED_BY)))
-    for path, relative in sources:
+    digests = {}
+    for path, relative in _sources(folder, only, is_function):
         copy = target / relative
         for parent in reversed(copy.relative_to(target).parents[:-1]):
             (target / parent).mkdir(exist_ok=True)
@@ -70,10 +92,32 @@ def snapshot_code(folder: Path, target: Path, only: Sequence[str] = (), *, is_fu
         with open(copy, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(msgspec.json.encode([os.fsencode(relative).hex(), content]))
+        digests[_shown(relative)] = _with_mode(content, copy.stat().st_mode)
         if relative.name != CALLED_BY or not is_function:
             copied[os.fsencode(relative)] = copy
     commit, dirty = _git(folder, copied, only)
-    return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty)
+    return CodeFacts(sha256=digest.hexdigest(), git_commit=commit, git_dirty=dirty), _deciding(digests)
+
+
+def _sources(folder: Path, only: Sequence[str], is_function: bool) -> list[tuple[Path, Path]]:
+    """Each file that is copied, and where it comes to lie."""
+    sources = [(path, path.relative_to(folder)) for path in _files(folder, only)]
+    if is_function:
+        sources.append((Path(__file__).with_name("call_function.py"), Path(CALLED_BY)))
+    return sources
+
+
+def _deciding(digests: dict[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in digests.items() if path not in DEFINITIONS}
+
+
+def _shown(relative: Path) -> str:
+    # no two names are shown alike
+    return os.fsencode(relative).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def _with_mode(digest: str, mode: int) -> str:
+    return f"{digest}:x" if mode & stat.S_IXUSR else digest
 
 
 def is_code(path: Path, folder: Path) -> bool:

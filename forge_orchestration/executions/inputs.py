@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -15,12 +16,15 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.openat2 import open_without_links
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.record import InputFacts, OutputFacts
 from forge_orchestration.settings import Settings
 
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
 _PACKAGE = "package://"
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+# file systems tell times in ticks: what is written in the tick in which it was read has the times that it had before
+_TICK_NS = 100_000_000
 
 
 def check_input_name(name: str, where: str) -> None:
@@ -43,6 +47,7 @@ class DigestCache(Protocol):
         """Keep it."""
 
 
+@compiled
 class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     """An input that was checked: its real path, and the identity of the file that was read for its digest.
 
@@ -114,6 +119,10 @@ def resolve_input(
             digest, size = _digest(fd, facts, cache)
         except OSError as error:
             raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
+        except _ChangedWhileRead:
+            raise SpecError(
+                f"Input '{name}' ({source}) was changed while it was read.", "Try again when nothing writes to it any more."
+            ) from None
     finally:
         os.close(fd)
     if expected is not None and digest != expected.sha256:
@@ -123,6 +132,47 @@ def resolve_input(
         )
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
     return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
+
+
+def digest_of_file(path: Path, cache: DigestCache) -> tuple[str, os.stat_result]:
+    """sha256 of a plain file of ours, and what was said of it when that was computed.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+        SpecError: It was changed meanwhile.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return _file_digest(fd, facts, cache), facts
+    except _ChangedWhileRead:
+        raise SpecError(f"{path} was changed while it was read.", "Try again when nothing writes to it any more.") from None
+    finally:
+        os.close(fd)
+
+
+def has_changed(item: ResolvedInput, cache: DigestCache) -> bool:
+    """Whether the file or folder is no longer what its digest was made of; what nobody touched is not read again."""
+    try:
+        fd = open_without_links(Path(item.path))
+    except OSError:
+        return True
+    try:
+        facts = os.fstat(fd)
+        is_other = (facts.st_dev, facts.st_ino) != (item.device, item.inode)
+        if is_other or (stat.S_ISREG(facts.st_mode) and facts.st_size != item.facts.bytes):
+            return True
+        return _digest(fd, facts, cache)[0] != item.facts.sha256
+    except (OSError, SpecError, _ChangedWhileRead):
+        return True
+    finally:
+        os.close(fd)
+
+
+class _ChangedWhileRead(Exception):
+    """A file is not the one any more of which a part was read."""
 
 
 def _is_beside(path: Path, analysis_folder: str | None) -> bool:
@@ -189,10 +239,13 @@ def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, i
 def _file_digest(fd: int, facts: os.stat_result, cache: DigestCache) -> str:
     if (known := cache.digest(facts)) is not None:
         return known
+    began = time.time_ns()
     with open(_reopened(fd, os.O_NONBLOCK), "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
-    if (after.st_size, after.st_mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+    if (after.st_size, after.st_mtime_ns) != (facts.st_size, facts.st_mtime_ns):
+        raise _ChangedWhileRead
+    if began - max(facts.st_mtime_ns, facts.st_ctime_ns) > _TICK_NS:
         cache.keep_digest(facts, sha256)
     return sha256
 

@@ -43,18 +43,28 @@ _SECOND: dict[str, tuple[str, Callable[[ExecutionRecord], object]]] = {
     "protections_off": ("TEXT", lambda record: _protections_off(record.isolation)),
 }
 _THIRD: dict[str, tuple[str, Callable[[ExecutionRecord], object]]] = {"partition": ("TEXT", lambda record: record.partition)}
-_ALL = _FIRST | _SECOND | _THIRD
+_FOURTH: dict[str, tuple[str, Callable[[ExecutionRecord], object]]] = {
+    # of what others may reuse, and of what they may wait for until it has ended
+    "fingerprint": ("TEXT", lambda record: record.fingerprint if _is_offered(record) else None),
+}
+_ALL = _FIRST | _SECOND | _THIRD | _FOURTH
 COLUMNS = tuple(_ALL)
 LISTED = (*_FIRST, *_THIRD)
 """What `forge executions list` shows."""
 DEFINITIONS = tuple(f"{name} {kind}" for name, (kind, _) in _ALL.items())
-SINCE_FIRST, SINCE_SECOND = (tuple(f"{name} {kind}" for name, (kind, _) in those.items()) for those in (_SECOND, _THIRD))
-"""What an index of the first schema lacks, and beside that one of the second."""
+SINCE_FIRST, SINCE_SECOND, SINCE_THIRD = (
+    tuple(f"{name} {kind}" for name, (kind, _) in those.items()) for those in (_SECOND, _THIRD, _FOURTH)
+)
+"""What an index of the first schema lacks, beside that one of the second, and beside that one of the third."""
 
 
 def row_of(record: ExecutionRecord) -> dict[str, object]:
     """Everything that the index holds of `record`, by column."""
     return {name: read(record) for name, (_, read) in _ALL.items()}
+
+
+def _is_offered(record: ExecutionRecord) -> bool:
+    return record.cache.reusable if record.status.is_final else record.cache.policy != "off"
 
 
 def _value(measured: Measured | None) -> float | None:

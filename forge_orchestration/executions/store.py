@@ -20,7 +20,8 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import ExecutionRecord
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
+_BY_FINGERPRINT = "CREATE INDEX executions_by_fingerprint ON executions (fingerprint) WHERE fingerprint IS NOT NULL"
 _SCHEMA = f"""
 CREATE TABLE executions ({", ".join(rows.DEFINITIONS)},
     controller_pid INTEGER, controller_start INTEGER, removed INTEGER NOT NULL DEFAULT 0);
@@ -28,13 +29,17 @@ CREATE INDEX executions_by_status ON executions (status);
 CREATE INDEX executions_by_analysis ON executions (analysis, execution_id);
 CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at);
 CREATE INDEX executions_by_end ON executions (ended_at);
+{_BY_FINGERPRINT};
 CREATE TABLE file_digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
 """
+# nothing had a fingerprint, nor, before that, a partition
+_FROM_3 = (*(f"ALTER TABLE executions ADD COLUMN {one}" for one in rows.SINCE_THIRD), _BY_FINGERPRINT)
 _FROM_2 = (
     *(f"ALTER TABLE executions ADD COLUMN {one}" for one in rows.SINCE_SECOND),
     "CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at)",
+    *_FROM_3,
 )
 _FROM_1 = (
     *(f"ALTER TABLE executions ADD COLUMN {one}" for one in (*rows.SINCE_FIRST, "removed INTEGER NOT NULL DEFAULT 0")),
@@ -77,9 +82,8 @@ class Store:
                     self._db.execute(statement)
             if version == 1:
                 self._extend()
-            if version == 2:
-                for statement in _FROM_2:  # nothing had a partition yet
-                    self._db.execute(statement)
+            for statement in {2: _FROM_2, 3: _FROM_3}.get(version, ()):
+                self._db.execute(statement)
             if version != _SCHEMA_VERSION:
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
@@ -215,6 +219,24 @@ class Store:
             query, values = f"{query} AND dagster_run_id = ?", (*values, dagster_run_id)
         found = self.read(f"{query} ORDER BY ended_at DESC, execution_id DESC LIMIT 1", values)
         return str(found[0][0]) if found else None
+
+    def results(self, fingerprint: str) -> builtins.list[str]:
+        """Ids of executions of a fingerprint that succeeded and may be reused, the latest first."""
+        query = """SELECT execution_id FROM executions WHERE fingerprint = ? AND status = ? AND removed = 0
+            ORDER BY ended_at DESC, execution_id DESC"""
+        return [row[0] for row in self.read(query, (fingerprint, Status.SUCCEEDED))]
+
+    def twins_before(self, fingerprint: str, execution_id: str) -> builtins.list[str]:
+        """Ids of executions of a fingerprint that have not ended and were begun before this one."""
+        query = f"""SELECT execution_id FROM executions WHERE fingerprint = ? AND status NOT IN ({_FINAL}) AND removed = 0
+            AND rowid < (SELECT rowid FROM executions WHERE execution_id = ?) ORDER BY rowid"""
+        return [row[0] for row in self.read(query, (fingerprint, execution_id))]
+
+    def latest_of(self, analysis: str, partition: str | None) -> builtins.list[str]:
+        """Ids of executions of an analysis, as a whole or for a partition, that have ended, whatever came of them; some, the latest first."""
+        query = f"""SELECT execution_id FROM executions WHERE analysis = ? AND partition IS ? AND status IN ({_FINAL})
+            AND removed = 0 ORDER BY execution_id DESC LIMIT 20"""
+        return [row[0] for row in self.read(query, (analysis, partition))]
 
     def digest(self, facts: os.stat_result) -> str | None:
         """The digest of a file that has not changed since it was kept, by device, inode, size and both times."""

@@ -19,6 +19,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.resume import reuse
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
@@ -92,10 +93,7 @@ class Recovery:
             folder = ExecutionFolder(self._settings.executions_dir, execution_id)
         except SpecError:
             return True
-        supervisor = None
-        with contextlib.suppress(StoreError):  # what cannot be read is told when it is to be closed
-            supervisor = read_supervisor(folder)
-        return (supervisor is not None and supervisor.is_alive) or controller_lives(self._store.controller(execution_id))
+        return somebody_is_there(folder, self._store)
 
     def recover(self, execution_ids: Iterable[str]) -> None:
         """Bring each, of which nobody is alive, to its end; what cannot be done is told among the problems."""
@@ -133,10 +131,21 @@ class Recovery:
         if record.wants_second_look and record.guard is not None:
             record = record.with_guard(record.guard.not_looked_after("the controller was lost"))
             folder.write_record(record)
-        if self._store.status(folder.id) != record.status:
-            self._store.save(record)
+        confirmed = reuse.confirmed(record, folder, self._store)
+        if confirmed is not record:
+            folder.write_record(confirmed)
+        if self._store.status(folder.id) != record.status or confirmed is not record:
+            self._store.save(confirmed)
             if folder.id not in self.report.closed:
                 self.report.indexed.append(folder.id)
+
+
+def somebody_is_there(folder: ExecutionFolder, store: Store) -> bool:
+    """Whether a supervisor or a controller is there to bring an execution to its end."""
+    supervisor = None
+    with contextlib.suppress(StoreError):  # what cannot be read is told when it is to be closed
+        supervisor = read_supervisor(folder)
+    return (supervisor is not None and supervisor.is_alive) or controller_lives(store.controller(folder.id))
 
 
 def controller_lives(controller: tuple[int, int] | None) -> bool:

@@ -10,6 +10,7 @@ from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.guard import GuardFacts
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.sections import CachePolicy
 
 
 class RuntimeFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,10 +113,20 @@ class Cleanup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an earlier result was reused, and whose."""
+    """Whether an earlier result was reused, and whose.
 
+    Attributes:
+        policy: What was asked for: `use`, `refresh`, `off` or `only`.
+        hit: Nothing was run: outputs, logs, metadata and checks are those of `source_execution_id`.
+        why: One sentence: what was reused, or why nothing was.
+        reusable: Whether a later execution of the same fingerprint may reuse this one's result, if it succeeded.
+    """
+
+    policy: CachePolicy = "off"
     hit: bool = False
     source_execution_id: str | None = None
+    why: str = ""
+    reusable: bool = False
 
 
 @compiled
@@ -172,6 +183,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     logs: dict[str, LogFacts] = {}
     cleanup: Cleanup = Cleanup()
     fingerprint: str | None = None
+    fingerprint_parts: dict[str, str] = {}
     cache: CacheFacts = CacheFacts()
     queued_at: float = 0.0
     started_at: float | None = None

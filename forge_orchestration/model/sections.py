@@ -12,6 +12,16 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.cron import check_cron
 
+CachePolicy = Literal["use", "refresh", "off", "only"]
+"""What is done with an earlier result of the same fingerprint: taken (`use`); not taken, and replaced by a new one (`refresh`);
+neither taken nor replaced (`off`); or taken, and without one nothing is run (`only`)."""
+
+
+class ReuseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`policy`: what holds for analyses that say nothing. Bare commands are always run unless a caller asks otherwise."""
+
+    policy: CachePolicy = "use"
+
 
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`.

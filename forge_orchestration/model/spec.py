@@ -9,6 +9,7 @@ import msgspec
 
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.sections import CachePolicy
 
 ParamValue = bool | int | float | str
 DEFAULT_RUNTIME = "forge-python"
@@ -71,7 +72,8 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
-    that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
+    that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
+    result, None: as the deployment's settings say. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
 
     name: str
@@ -97,6 +99,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     threads: int = 1
     seed: int = 0
     priority: int = 0
+    cache: CachePolicy | None = None
 
 
 class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +117,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         checks: Names of what the analysis must report to have passed or failed.
         partition: Key of the part that is meant; None of what has no parts.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
+        cache: What is done with an earlier result of the same fingerprint.
         chosen_by: Who decided `runtime`, `executor` …: `default`, `rule: …` of the settings, `analysis`, `op config`,
             `command line`, `caller`.
     """
@@ -138,6 +142,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     seed: int = 0
     priority: int = 0
+    cache: CachePolicy = "off"
     chosen_by: dict[str, str] = {}
     dagster_run_id: str | None = None
     dagster_step_key: str | None = None

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from forge_orchestration.engine import Engine, Listener
+from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.upstream import EXECUTION
+from forge_orchestration.executors.feed import Listener
 from forge_orchestration.model.limits import Limits, limits_as_written
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import ExecutionRecord

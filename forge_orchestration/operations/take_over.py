@@ -6,9 +6,10 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from forge_orchestration.engine import Engine, Listener
+from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executors.feed import Listener
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.operations.reconcile import reconcile

@@ -73,7 +73,8 @@ def schema_of(
     """
     limits = effective_limits(definition, settings, definition.runtime)
     check_limits(limits, settings.maximum)
-    return config_schema(definition, limits, settings.maximum, runtimes, executors, has_partitions=has_partitions)
+    policy = definition.cache or settings.reuse.policy
+    return config_schema(definition, limits, settings.maximum, runtimes, executors, policy=policy, has_partitions=has_partitions)
 
 
 def upstream_assets(definition: AnalysisDefinition) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from forge_orchestration.analyses import definition_from, read_definition, with_rules
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.model.sections import CachePolicy
 from forge_orchestration.orchestration.analysis_assets import analysis_asset
 from forge_orchestration.orchestration.launchable import launchable
 from forge_orchestration.runtimes.catalog import runtime_names
@@ -110,6 +111,10 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     threads: int | None = Field(default=None, description="Threads of numerical libraries.")
     seed: int | None = Field(default=None, description="Seed of random numbers.")
     priority: int | None = Field(default=None, description="Of executions that wait for room the highest is first.")
+
+    cache: CachePolicy | None = Field(
+        default=None, description="What is done with an earlier result that was made of the very same."
+    )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The asset and its job.

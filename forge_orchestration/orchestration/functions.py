@@ -16,10 +16,12 @@ import dagster as dg
 import msgspec
 
 from forge_orchestration.analyses import check_definition, with_rules
+from forge_orchestration.analyses.checks import check_cache
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.code import CALLED_BY
 from forge_orchestration.executions.upstream import ASSET, EXECUTION
 from forge_orchestration.executors.registry import executor_names
+from forge_orchestration.model.sections import CachePolicy
 from forge_orchestration.model.spec import DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, schema_of
 from forge_orchestration.orchestration.previews import materialization_metadata
@@ -65,6 +67,7 @@ class Options(TypedDict, total=False):
         limits: As in `analysis.yaml`: `{"memory": "1GiB"}`.
         retry_with_more: Likewise: `{"attempts": 3, "factor": 2}`.
         tags: By which the deployment's rules may choose a runtime.
+        cache: What is done with an earlier result that was made of the very same: `use`, `refresh`, `off` or `only`.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Options(TypedDict, total=False):
     threads: int
     seed: int
     priority: int
+    cache: CachePolicy
 
 
 def forge_asset(
@@ -190,6 +194,7 @@ def function_definition(
         threads=options.get("threads", 1),
         seed=options.get("seed", 0),
         priority=options.get("priority", 0),
+        cache=check_cache(options["cache"]) if "cache" in options else None,
     )
     check_definition(definition, where)
     return definition

@@ -86,8 +86,10 @@ class RunLog:
     def on_started(self, record: ExecutionRecord) -> None:
         """Say where everything will be, before anything can go wrong."""
         self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
-        if record.status == "queued" and record.message:
+        if record.message and (record.status == "queued" or record.cache.hit):
             self._log.info(record.message)
+        if record.cache.why:
+            self._log.warning(record.cache.why)
         self.show_logs(record)
 
     def show_logs(self, record: ExecutionRecord) -> None:

@@ -41,6 +41,7 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
         "seed": record.seed,
         "threads": record.threads,
         "fingerprint": record.fingerprint,
+        **_reuse(record),
         "record": dg.MetadataValue.path(str(folder / "record.json")),
         "command": " ".join(record.command),
         "parameters": dg.MetadataValue.json(record.parameters),
@@ -135,6 +136,17 @@ def _runtime(record: ExecutionRecord) -> dict[str, object]:
         "runtime/seal_digest": runtime.seal_digest,
         "runtime/verified_at": dg.MetadataValue.timestamp(runtime.verified_at),
         "runtime/chosen_by": runtime.chosen_by,
+    }
+
+
+def _reuse(record: ExecutionRecord) -> dict[str, object]:
+    if record.fingerprint is None:
+        return {}
+    return {
+        "cache/policy": record.cache.policy,
+        "cache/hit": record.cache.hit,
+        "cache/source_execution_id": record.cache.source_execution_id,
+        "cache/why": record.cache.why or None,
     }
 
 

@@ -8,7 +8,7 @@ environment into a sandbox, and `null`, which is refused only once the run has s
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 from dagster._config import ConfigScalarKind
@@ -17,6 +17,7 @@ from forge_orchestration.analyses import checked_param
 from forge_orchestration.analyses.checks import check_count, check_priority
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.limits import Limits, check_limits, limits_as_written, updated_limits
+from forge_orchestration.model.sections import CachePolicy
 from forge_orchestration.model.spec import AnalysisDefinition, Param
 from forge_orchestration.orchestration.checked_config import Checked
 from forge_orchestration.units import format_bytes, format_seconds
@@ -29,6 +30,10 @@ _SCALARS = {
     "float": ConfigScalarKind.FLOAT, "int": ConfigScalarKind.INT, "bool": ConfigScalarKind.BOOL, "str": ConfigScalarKind.STRING,
 }  # fmt: skip
 
+_CACHE = (
+    "An earlier result that was made of the very same: use it, refresh it (run all the same), off (likewise, and keep the new one "
+    "from being reused), only (run nothing)."
+)
 _LIMITS: dict[str, tuple[ConfigScalarKind, str]] = {
     "memory": (ConfigScalarKind.STRING, "Memory of all its processes together, files in memory included, such as 2GiB or 500MiB."),
     "cpus": (ConfigScalarKind.FLOAT, "Processor cores, such as 1 or 0.5."),
@@ -44,7 +49,7 @@ _LIMITS: dict[str, tuple[ConfigScalarKind, str]] = {
 
 def config_schema(
     definition: AnalysisDefinition, limits: Limits, maximum: Limits, runtimes: Sequence[str], executors: Sequence[str],
-    *, has_partitions: bool = False,
+    *, policy: CachePolicy = "use", has_partitions: bool = False,
 ) -> dict[str, dg.Field]:  # fmt: skip
     """The config of one analysis' op, with a type, a default and a description for each key.
 
@@ -54,6 +59,7 @@ def config_schema(
         maximum: What the deployment allows, for the descriptions.
         runtimes: Names in the catalog; another one is refused before a run starts.
         executors: Names of executors; likewise.
+        policy: What holds for an earlier result when a launch says nothing.
 
     Raises:
         SpecError: The definition names a runtime or an executor that is not there, or a type that has no config type.
@@ -76,6 +82,7 @@ def config_schema(
             default_value=definition.priority,
             description="Of executions that wait for room on the host, the highest is first. From -1000 to 1000.",
         ),
+        "cache": _choice("ForgeCache", get_args(CachePolicy), policy, _CACHE, "policy"),
         "params": dg.Field(
             {name: _param_field(definition.name, name, param) for name, param in definition.params.items()},
             description="Parameters of the analysis.",
@@ -173,4 +180,4 @@ def spec_arguments(config: Mapping[str, Any], definition: AnalysisDefinition) ->
     what the launchpad shows is what is enforced, in whichever runtime.
     """
     changed = {key: config[key] for key in ("runtime", "executor") if config[key] != getattr(definition, key)}
-    return changed | {key: config[key] for key in ("threads", "seed", "priority", "params", "limits")}
+    return changed | {key: config[key] for key in ("threads", "seed", "priority", "cache", "params", "limits")}

@@ -11,10 +11,11 @@ import dagster as dg
 import msgspec
 
 from forge_orchestration.analyses import spec_from_definition
-from forge_orchestration.engine import Engine, Listener
+from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
+from forge_orchestration.executors.feed import Listener
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec
 from forge_orchestration.operations.retry_with_more import next_attempt, repeated

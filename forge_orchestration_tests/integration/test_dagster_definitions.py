@@ -71,6 +71,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         "threads": 1,
         "seed": 0,
         "priority": 0,
+        "cache": "use",
         "params": {"resolution": 1, "mode": "fast", "copy": 3, "schema": True},
         "limits": {
             "memory": "300MiB", "cpus": 1.0, "pids": 100, "wall_time": "30min", "grace": "5s", "scratch": "2GiB", "log": "64MiB",
@@ -95,6 +96,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         {"seed": 1.5},
         {"seed": {"env": "SEED"}},
         {"priority": "high"},
+        {"cache": "never"},
         {"unknown": 1},
         {"limits": {"memory": 5}},
         {"limits": {"memory": {"env": "SECRET"}}},
@@ -127,12 +129,13 @@ def test_config_says_only_what_was_chosen() -> None:
         "threads": 1,
         "seed": 0,
         "priority": 3,
+        "cache": "refresh",
         "params": {"a": 1},
         "limits": {"memory": "1GiB"},
     }
     same = spec_arguments(config, definition)
     assert "runtime" not in same
-    assert same["priority"] == 3
+    assert (same["priority"], same["cache"]) == (3, "refresh")
     assert same["limits"] == {"memory": "1GiB"}
     assert spec_arguments({**config, "runtime": "forge-singlecell"}, definition)["runtime"] == "forge-singlecell"
 

@@ -28,7 +28,7 @@ def test_the_signature_of_run() -> None:
         "inputs: 'Mapping[str, str] | None' = None, outputs: 'Sequence[str] | Mapping[str, str]' = (), "
         "partition: 'str | None' = None, params: 'Mapping[str, object] | None' = None, limits: 'Mapping[str, object] | None' = None, "
         "env: 'Mapping[str, str] | None' = None, threads: 'int | None' = None, seed: 'int | None' = None, "
-        "priority: 'int | None' = None, wait_for_room: 'bool' = True, check: 'bool' = False, "
+        "priority: 'int | None' = None, cache: 'str | None' = None, wait_for_room: 'bool' = True, check: 'bool' = False, "
         "listener: 'Listener | None' = None, cancel: 'threading.Event | None' = None)"
     )
     assert signature.return_annotation == "ExecutionRecord"

@@ -42,10 +42,10 @@ def test_caches_and_repositories_stay_out(folder: Path, tmp_path: Path) -> None:
     for name in ("__pycache__", ".git", ".ipynb_checkpoints"):
         (folder / "lib" / name).mkdir()
         (folder / "lib" / name / "x").write_text("x")
-    first = snapshot_code(folder, tmp_path / "copy")
+    first, _ = snapshot_code(folder, tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy/lib").iterdir()) == ["-x\n.py"]
     (folder / "lib/__pycache__/y").touch()
-    assert snapshot_code(folder, tmp_path / "again").sha256 == first.sha256
+    assert snapshot_code(folder, tmp_path / "again")[0].sha256 == first.sha256
 
 
 @pytest.mark.timeout(10)
@@ -60,7 +60,7 @@ def test_links_fifos_and_the_like_are_not_followed(folder: Path, tmp_path: Path)
 
 def test_the_digest_is_of_names_and_contents_alone(folder: Path, tmp_path: Path) -> None:
     def digest() -> str:
-        return snapshot_code(folder, tmp_path / f"copy {len(list(tmp_path.iterdir()))}").sha256
+        return snapshot_code(folder, tmp_path / f"copy {len(list(tmp_path.iterdir()))}")[0].sha256
 
     first = digest()
     os.utime(folder / "run.py", (0, 0))
@@ -78,7 +78,7 @@ def test_a_name_cannot_be_taken_for_a_content(tmp_path: Path) -> None:
     for number, (name, content) in enumerate([("a", "b"), ("ab", ""), ("a", ""), ("b", "a")]):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / name).write_text(content)
-        digests.add(snapshot_code(tmp_path / str(number), tmp_path / f"copy{number}").sha256)
+        digests.add(snapshot_code(tmp_path / str(number), tmp_path / f"copy{number}")[0].sha256)
     assert len(digests) == 4
 
 
@@ -98,11 +98,11 @@ def test_what_git_knows(folder: Path, tmp_path: Path) -> None:
             ["git", "-C", folder, *identity, *words], check=True, capture_output=True, text=True, timeout=30
         ).stdout
 
-    assert snapshot_code(folder, tmp_path / "0").git_commit is None
+    assert snapshot_code(folder, tmp_path / "0")[0].git_commit is None
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "x")
-    facts = snapshot_code(folder, tmp_path / "1")
+    facts, _ = snapshot_code(folder, tmp_path / "1")
     assert (facts.git_commit, facts.git_dirty) == (git("rev-parse", "HEAD").strip(), False)
     (folder / "run.py").write_text("changed")
-    assert snapshot_code(folder, tmp_path / "2").git_dirty is True
+    assert snapshot_code(folder, tmp_path / "2")[0].git_dirty is True

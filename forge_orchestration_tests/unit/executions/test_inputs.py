@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from forge_orchestration.errors import SpecError
-from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
+from forge_orchestration.executions.inputs import ResolvedInput, has_changed, resolve_input
 from forge_orchestration.settings import Settings
 from forge_orchestration_tests.conftest import prerequisite
 
@@ -359,10 +360,64 @@ class TestForgesOwn:
         assert found.facts.bytes == len("earlier result")
 
 
+def settle() -> None:
+    """Until a change would be told by a file's times: until then nothing is remembered of it."""
+    time.sleep(0.15)
+
+
 class TestCache:
+    def test_what_was_written_just_now_is_not_remembered(self, resolve, data: Path) -> None:
+        """A second write may come in the same tick of the file system's clock, and leave all that `stat` says as it was."""
+        cache = Digests()
+        (data / "a").write_text("x")
+        os.utime(data / "a", ns=(0, 0))  # what is older is its content's time alone
+        first = resolve(data / "a", cache=cache)
+        assert resolve(data / "a", cache=cache).facts == first.facts and cache.found == 0
+
+    def test_what_is_written_to_while_it_is_read_is_refused(self, resolve, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (data / "a").write_text("x")
+        read = hashlib.file_digest
+
+        def slowly(file, algorithm):
+            digest = read(file, algorithm)
+            (data / "a").write_text("xy")
+            return digest
+
+        monkeypatch.setattr(hashlib, "file_digest", slowly)
+        with pytest.raises(SpecError, match=r"Input 'x' .*was changed while it was read\. Try again"):
+            resolve(data / "a", cache=Digests())
+
+    @pytest.mark.parametrize("change", ["longer", "same size", "replaced", "gone", "in a folder", "more in a folder"])
+    def test_a_change_after_that_is_seen(self, resolve, data: Path, change: str) -> None:
+        cache = Digests()
+        (data / "f").mkdir()
+        for name in ("a", "f/b"):
+            (data / name).write_text("x")
+        settle()
+        file, folder = resolve(data / "a", cache=cache), resolve(data / "f", cache=cache)
+        assert not has_changed(file, cache) and not has_changed(folder, cache)
+        os.utime(data / "a")
+        assert not has_changed(file, cache), "its content is the same"
+        if change == "longer":
+            (data / "a").write_text("xy")
+        elif change == "same size":
+            (data / "a").write_text("y")
+        elif change == "replaced":
+            (data / "b").write_text("x")
+            (data / "b").rename(data / "a")
+        elif change == "gone":
+            (data / "a").unlink()
+        elif change == "in a folder":
+            (data / "f/b").write_text("y")
+        else:
+            (data / "f/c").write_text("")
+        assert has_changed(file, cache) is ("folder" not in change)
+        assert has_changed(folder, cache) is ("folder" in change)
+
     def test_a_file_is_read_once(self, resolve, data: Path) -> None:
         cache = Digests()
         (data / "a").write_text("x")
+        settle()
         first, second = resolve(data / "a", cache=cache), resolve(data / "a", cache=cache)
         assert first.facts == second.facts and cache.found == 1
 
@@ -370,6 +425,7 @@ class TestCache:
         cache = Digests()
         (data / "a").write_text("x")
         facts = (data / "a").stat()
+        settle()
         first = resolve(data / "a", cache=cache).facts.sha256
         (data / "a").write_text("y")
         os.utime(data / "a", ns=(facts.st_atime_ns, facts.st_mtime_ns))  # only the change time tells them apart
@@ -379,6 +435,7 @@ class TestCache:
         cache = Digests()
         (data / "f").mkdir()
         (data / "f/a").write_text("x")
+        settle()
         resolve(data / "f", cache=cache)
         resolve(data / "f", cache=cache)
         assert cache.found == 1

@@ -13,6 +13,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import (
+    CacheFacts,
     Enforced,
     ExecutionRecord,
     Isolation,
@@ -70,11 +71,37 @@ def store(tmp_path: Path):
 
 def test_a_row_follows_from_the_record_alone(store: Store) -> None:
     """So a lost store, made again by `forge gc` from what lies on the disk, holds the same."""
-    store.save(record(suspect=True, attempt=2, dagster_run_id="d", partition="p"))
+    made = record(
+        suspect=True, attempt=2, dagster_run_id="d", partition="p", fingerprint="f", cache=CacheFacts(policy="use", reusable=True)
+    )
+    store.save(made)
     (row,) = statistics.rows(store, None, 0.0)
-    assert row == rows.row_of(record_from_json(record(suspect=True, attempt=2, dagster_run_id="d", partition="p").to_json()))
+    assert row == rows.row_of(record_from_json(made.to_json()))
     assert row["protections_off"] == "identity precedence" and row["memory_limit_bytes"] == 100.0 and row["cpu_s"] == 2.0
     assert None not in row.values(), "an example that leaves a column empty proves nothing"
+
+
+def without_fingerprints(db: sqlite3.Connection) -> None:
+    """As the third schema was."""
+    db.execute("DROP INDEX executions_by_fingerprint")
+    db.execute("ALTER TABLE executions DROP COLUMN fingerprint")
+    db.execute("PRAGMA user_version = 3")
+
+
+def test_an_index_of_the_third_schema_has_nothing_to_reuse(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.save(record())
+    store.close()
+    old = sqlite3.connect(tmp_path / "store.db")
+    without_fingerprints(old)
+    old.commit()
+    old.close()
+    store = Store(tmp_path / "store.db")
+    assert store.results("f") == []
+    store.save(record(1, fingerprint="f", cache=CacheFacts(policy="use", reusable=True)))
+    assert store.results("f") == [record(1).execution_id]
+    assert [row["execution_id"] for row in store.list()] == [record(1).execution_id, record().execution_id]
+    store.close()
 
 
 def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> None:
@@ -82,6 +109,7 @@ def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> Non
     store.save(record())
     store.close()
     old = sqlite3.connect(tmp_path / "store.db")
+    without_fingerprints(old)
     old.execute("DROP INDEX executions_by_partition")
     old.execute("ALTER TABLE executions DROP COLUMN partition")
     old.execute("PRAGMA user_version = 2")
@@ -97,7 +125,7 @@ def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> Non
     store.forget(record(2).execution_id)
     assert store.latest_success("a", None, "q") == record().execution_id
     assert store.latest_success("a", None) == record().execution_id
-    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (3,)
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (4,)
     store.close()
 
 
@@ -221,7 +249,7 @@ def test_an_index_of_the_first_schema_is_filled_from_the_records(tmp_path: Path)
     assert found[running.execution_id]["status"] == "queued", "the index hears of begin and end alone"
     assert store.controller(ended.execution_id) == (7, 8)
     store.close()
-    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (3,)
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (4,)
     again = Store(tmp_path / "store.db")
     assert len(again.ids()) == 4
     again.close()

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import forge_orchestration
+from forge_orchestration.executions.inputs import ResolvedInput
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.health.changes import Change, Trouble
@@ -62,6 +63,7 @@ from forge_orchestration.model.sections import (  # fmt: skip
     MetricsSettings,
     NeighbourSettings,
     OutputSettings,
+    ReuseSettings,
     RuntimeRule,
     SupervisionSettings,
 )
@@ -69,7 +71,10 @@ from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Inp
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
+from forge_orchestration.operations.why import ChangedPart, Explanation
 from forge_orchestration.operations.workers import Worker, WorkerEnd
+from forge_orchestration.resume.fingerprint import Fingerprint
+from forge_orchestration.resume.system_view import SystemView
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.index import Part
 from forge_orchestration.runtimes.seal import Entry, Verdict
@@ -112,6 +117,7 @@ GUARD = GuardFacts(
     why_not_after=TEXT, findings=[GUARD_FINDING],
 )  # fmt: skip
 CHECK_FACTS = CheckFacts(name="c", passed=False, severity="warning", message=TEXT, values={"n": 1.5})
+CACHE = CacheFacts(policy="refresh", hit=True, source_execution_id="x", why=TEXT, reusable=True)
 RECORD = ExecutionRecord(
     schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
     native_id="1:2:3", host=TEXT, dagster_run_id="r", dagster_step_key="k", partition="p", status=Status.FAILED, end_reason=EndReason.MEMORY,
@@ -120,7 +126,7 @@ RECORD = ExecutionRecord(
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
     isolation=ISOLATION, violations={"unshare": 3}, suspect=True, guard=GUARD, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
     metadata={TEXT: TEXT, "n": 1.5, "b": False}, checks=[CHECK_FACTS], published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
-    cache=CacheFacts(hit=True, source_execution_id="x"), queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
+    fingerprint_parts={"param/a": TEXT}, cache=CACHE, queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
     analysis="a",
@@ -139,7 +145,7 @@ SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
     chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
-    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p",
+    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p", cache="only",
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
 CLAIM = Claim(
@@ -172,7 +178,7 @@ EXAMPLES: list[msgspec.Struct] = [
     ClockReading(boot_id="b", wall_s=2**31 + 0.5, since_boot_s=1.5), FILE_STATE, GUARD_FINDING, GUARD, HostCheckSettings(load_per_cpu=0.5, free_disk_bytes=2**40),
     GuardSettings(groups=(TEXT,), databases=("d",), tier="full", on_unreadable="note"),
     CodeFacts(sha256="s", git_commit=None, git_dirty=None), Enforced(value=-0.5, source=TEXT),
-    CacheFacts(hit=True, source_execution_id=TEXT), ExecutionRecord(execution_id="x", analysis="a"),
+    CACHE, ExecutionRecord(execution_id="x", analysis="a"),
     Message(type="metadata", level="error", message=TEXT, fraction=0.5, values={"a": 1, "b": 1.5, "c": True, "d": TEXT}, name="n", passed=False),
     CheckResult(name="n", target="host", passed=False, severity="warning", finding=TEXT, remedy=TEXT, corruption=True),
     InputSource(path="package://a/b", description=TEXT),
@@ -184,10 +190,17 @@ EXAMPLES: list[msgspec.Struct] = [
         partitions=PARTITIONS,
         schedule="0 3 * * *",
         checks={"c": "expects"},
+        cache="off",
     ),
     RETRY,
     PARTITIONS,
     CHECK_FACTS,
+    ReuseSettings(policy="refresh"),
+    Fingerprint(parts={"param/a": TEXT}),
+    SystemView("x86_64", {"a:amd64": "1"}, {"/usr/local/bin/b": "s"}),
+    ChangedPart(part="seed", before=None, now="1"),
+    Explanation(would_run=True, sentence=TEXT, fingerprint="f", compared_with="x", changes=[ChangedPart(part="seed", before="0", now=None)]),
+    ResolvedInput(name="n", path=TEXT, device=2**64 - 1, inode=2**64 - 1, facts=INPUT, owner=(1, 2)),
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
@@ -218,7 +231,7 @@ EXAMPLES: list[msgspec.Struct] = [
 ]  # fmt: skip
 # they stay in the process that made them
 NOT_SERIALISED = {
-    "Settings", "Observed", "Collected", "ResolvedInput", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
+    "Settings", "Observed", "Collected", "Found", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
     "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File", "Installed", "Tree",
 }  # fmt: skip
 

@@ -1,0 +1,56 @@
+"""`forge why` and `forge fingerprint`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import msgspec
+
+from forge_orchestration.analyses import load_definition, spec_from_definition
+from forge_orchestration.cli.run import pairs
+from forge_orchestration.cli.show import print_table
+from forge_orchestration.engine import Engine
+from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.operations.why import explain as why
+from forge_orchestration.operations.why import shortened
+from forge_orchestration.settings import load_settings
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """`forge why`."""
+    engine, spec = _asked(arguments)
+    found = why(engine, spec)
+    engine.close()
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        print(found.sentence)
+        if found.changes:
+            sys.stdout.flush()
+            print_table([{"part": one.part, "before": shortened(one.before), "now": shortened(one.now)} for one in found.changes])
+    return 0
+
+
+def show_fingerprint(arguments: argparse.Namespace) -> int:
+    """`forge fingerprint`."""
+    engine, spec = _asked(arguments)
+    found = engine.fingerprint(spec)
+    engine.close()
+    if arguments.json:
+        print(json.dumps({"fingerprint": found.digest, "parts": found.parts}, indent=2))
+    else:
+        print(found.digest)
+        print_table([{"part": name, "value": shortened(value)} for name, value in found.parts.items()])
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Engine, AnalysisSpec]:
+    settings = load_settings()
+    spec = spec_from_definition(
+        load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, inputs=pairs(arguments.input, "--input"),
+        partition=arguments.partition, params=pairs(arguments.param, "--param"), threads=arguments.threads, seed=arguments.seed,
+        asked_by="command line",
+    )  # fmt: skip
+    return Engine(settings), spec

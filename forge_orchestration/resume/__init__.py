@@ -1,0 +1,1 @@
+"""What was computed is not computed again: what decides a result, earlier results, checkpoints."""

@@ -1,0 +1,136 @@
+"""Earlier results: found by fingerprint, compared with what was collected, and given to a new execution without a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
+from forge_orchestration.executions.inputs import digest_of_file
+from forge_orchestration.executions.store import Store
+from forge_orchestration.model.reasons import EndReason, Status
+from forge_orchestration.model.record import Cleanup, ExecutionRecord, OutputFacts
+
+_FICLONE = 0x40049409
+_MOST_NAMED = 3
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A result that may be reused, if there is one, and what was wrong with later ones: a sentence, or nothing."""
+
+    record: ExecutionRecord | None
+    damage: str = ""
+
+
+def find_result(fingerprint: str, store: Store, executions_dir: Path) -> Found:
+    """The latest result of this fingerprint whose outputs are all there and as they were collected."""
+    damage = []
+    for execution_id in store.results(fingerprint):
+        folder = ExecutionFolder(executions_dir, execution_id)
+        try:
+            record = folder.read_record()
+        except ForgeError as error:
+            damage.append(f"the result of {execution_id} cannot be reused, because its record cannot be read ({error})")
+            continue
+        if record.suspect:
+            damage.append(f"the result of {execution_id} is not reused, because that execution is suspect")
+        elif differing := damaged_outputs(record, folder, store):
+            more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
+            damage.append(f"the result of {execution_id} is damaged: {', '.join(differing[:_MOST_NAMED])}{more}; it is not reused")
+        else:
+            return Found(record, _sentence(damage))
+    return Found(None, _sentence(damage))
+
+
+def _sentence(parts: list[str]) -> str:
+    return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}." if parts else ""
+
+
+def damaged_outputs(record: ExecutionRecord, folder: ExecutionFolder, store: Store) -> list[str]:
+    """Each output that is not what was collected, and why: `clusters.csv is missing`."""
+    found = []
+    for output in record.outputs:
+        try:
+            digest, facts = digest_of_file(folder.outputs / output.path, store)
+        except FileNotFoundError:
+            found.append(f"{output.path} is missing")
+        except OSError as error:
+            found.append(f"{output.path} cannot be read ({error.strerror})")
+        except ForgeError:
+            found.append(f"{output.path} is being written to")
+        else:
+            if digest != output.sha256 or facts.st_size != output.bytes:
+                found.append(f"{output.path} was changed")
+    return found
+
+
+def reuse_result(
+    source: ExecutionRecord, record: ExecutionRecord, folder: ExecutionFolder, store: Store, why: str
+) -> ExecutionRecord:
+    """The final record of an execution that takes the result of `source`, whose outputs were just compared; not written yet.
+
+    Args:
+        record: Of the new execution, whose folder is empty.
+        why: What else is to be said of it: damage that was found.
+
+    Raises:
+        OSError: The outputs cannot be had in the new folder.
+    """
+    there = ExecutionFolder(folder.path.parent, source.execution_id)
+    for output in source.outputs:
+        _share_output(there.outputs / output.path, folder.outputs / output.path, output, store)
+    for path in {folder.outputs, *(parent for one in source.outputs for parent in _parents(folder.outputs, one.path))}:
+        sync_folder(path)
+    logs = {}
+    for stream, log in source.logs.items():
+        with contextlib.suppress(FileNotFoundError):  # what nobody needs to be right
+            _share(there.log(stream), folder.log(stream))
+        logs[stream] = msgspec.structs.replace(log, path=str(folder.log(stream)))
+    with contextlib.suppress(FileNotFoundError):
+        _share(there.messages, folder.messages)
+    now = time.time()
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(source.ended_at or 0))
+    said = f"Nothing was run: the result of execution {source.execution_id}, of {when} UTC, was made of the very same."
+    return msgspec.structs.replace(
+        record, status=Status.SUCCEEDED, end_reason=EndReason.COMPLETED, message=said, exit_code=source.exit_code,
+        code=source.code, outputs=source.outputs, rejected_outputs=source.rejected_outputs, metadata=source.metadata,
+        checks=source.checks, logs=logs, ended_at=now, cleanup=Cleanup(finished_at=now),
+        cache=msgspec.structs.replace(record.cache, hit=True, source_execution_id=source.execution_id, why=why, reusable=False),
+    )  # fmt: skip
+
+
+def _parents(outputs: Path, path: str) -> list[Path]:
+    return [parent for parent in (outputs / path).parents if parent.is_relative_to(outputs)]
+
+
+def _share_output(source: Path, target: Path, output: OutputFacts, store: Store) -> None:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _share(source, target)
+    # it was compared just now: that a name more changes its `ctime` is no reason to read it again
+    store.keep_digest(os.lstat(target), output.sha256)
+
+
+def _share(source: Path, target: Path) -> None:
+    """Let `target` be the same file: a clone where the file system has them, else a second name, else a copy."""
+    try:
+        with open(source, "rb") as old, open(target, "xb") as new:
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
+            raise
+        target.unlink()
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target, follow_symlinks=False)
