@@ -28,7 +28,7 @@ from forge_orchestration.model.limits import check_limits
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import CacheFacts, CodeFacts, ExecutionRecord, LogFacts, RuntimeFacts
 from forge_orchestration.model.spec import AnalysisSpec
-from forge_orchestration.resume import reuse
+from forge_orchestration.resume import checkpoint, reuse
 from forge_orchestration.resume.fingerprint import Fingerprint
 from forge_orchestration.resume.results import Found, find_result, reuse_result
 from forge_orchestration.runtimes import catalog
@@ -255,6 +255,7 @@ class Engine:
             announced = True
             if record.status.is_final:
                 return record
+        prepared = msgspec.structs.replace(prepared, checkpoint=checkpoint.plan_of(spec, record.fingerprint, self.settings))
         try:
             handle = executor.submit(spec, prepared)
         except ForgeError as error:
@@ -365,7 +366,8 @@ class Engine:
                     wanted = reuse.fingerprint(spec, runtime, inputs, self.settings, self.store, copied)
             if runs:
                 reuse.keep_inputs(inputs, folder)
-                record = msgspec.structs.replace(record, code=code, **_fingerprint_facts(wanted))
+                unused = checkpoint.unused(spec, wanted, self.settings, self.store)
+                record = msgspec.structs.replace(record, code=code, checkpoint=unused, **_fingerprint_facts(wanted))
                 folder.write_record(record)
         except BaseException as error:
             self._journal.forget(folder)
@@ -448,6 +450,7 @@ class Engine:
         confirmed = reuse.confirmed(record, folder, self.store)
         if confirmed is not record:
             self._journal.add(confirmed, folder)
+        checkpoint.forget(confirmed, self.settings)
         return confirmed
 
     def _recover(self, executor: AnalysisExecutor) -> None:

@@ -90,6 +90,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "cache"
 
     @property
+    def checkpoints_dir(self) -> Path:
+        """What executions that did not succeed have left for the next of the same fingerprint, a folder each."""
+        return self.home / "checkpoints"
+
+    @property
     def store_path(self) -> Path:
         """The SQLite store."""
         return self.home / "store.db"

@@ -120,6 +120,8 @@ def definition_from(raw: object, folder: Path, path: Path) -> AnalysisDefinition
         for key in ("name", "folder", "files", "function", "runtime_chosen_by"):  # not a person's to write
             if key in raw:
                 raise ValueError(f"Object contains unknown field `{key}`")
+        if raw.get("cache") is False:
+            raw = raw | {"cache": "off"}  # as YAML reads the word without quotes
         chosen_by = "analysis" if "runtime" in raw else "default"
         own = {"name": folder.name, "folder": str(folder), "runtime_chosen_by": chosen_by}
         definition = msgspec.convert(raw | own, AnalysisDefinition)

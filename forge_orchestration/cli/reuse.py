@@ -14,7 +14,7 @@ from forge_orchestration.cli.show import print_table
 from forge_orchestration.engine import Engine
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.operations.why import explain as why
-from forge_orchestration.operations.why import shortened
+from forge_orchestration.resume.changes import shortened
 from forge_orchestration.settings import load_settings
 
 

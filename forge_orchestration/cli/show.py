@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from forge_orchestration.model.guard import GuardFacts
-from forge_orchestration.model.record import ExecutionRecord, Measured
+from forge_orchestration.model.record import CheckpointFacts, ExecutionRecord, Measured
 from forge_orchestration.units import format_bytes, format_seconds
 
 
@@ -99,7 +99,17 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
 def _reused(record: ExecutionRecord) -> list[tuple[str, str]]:
     cache = record.cache
     source = [("result of", cache.source_execution_id)] if cache.source_execution_id is not None else []
-    return [*source, *([("reuse", cache.why)] if cache.why else [])]
+    return [*source, *([("reuse", cache.why)] if cache.why else []), *_checkpoint(record.checkpoint)]
+
+
+def _checkpoint(facts: CheckpointFacts | None) -> list[tuple[str, str]]:
+    if facts is None:
+        return []
+    lines = (
+        [("went on from", f"execution {facts.resumed_from} ({format_bytes(facts.resumed_bytes)})")] if facts.resumed_from else []
+    )
+    lines += [("checkpoint", "kept: run it again, and it goes on")] if facts.kept else []
+    return lines + ([("checkpoint", facts.why)] if facts.why else [])
 
 
 def check_sentence(name: str, passed: bool, message: str) -> str:

@@ -39,12 +39,15 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     missing: list[str]
 
 
-def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: OutputSettings, max_bytes: int) -> Collected:
+def collect_outputs(
+    source: Path, target: Path, declared: dict[str, str], caps: OutputSettings, max_bytes: int, *, hidden: bool = True
+) -> Collected:
     """Copy what is beneath `source` to `target`, where it then outlasts a loss of power.
 
     Args:
         declared: Pattern (`*.csv`, `plots/*`) by output name; matched against paths beneath `source`.
         max_bytes: All outputs together; a sparse file counts with the size that a reader would see.
+        hidden: Whether what lies at the top under a name that begins with a dot is meant too.
 
     Raises:
         OSError: `target` cannot be written.
@@ -55,6 +58,8 @@ def collect_outputs(source: Path, target: Path, declared: dict[str, str], caps: 
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for path, parent_fd, name, why in _walk(root, caps):
+            if path.startswith(b".") and not hidden:
+                continue
             why = why or (f"more than {caps.max_files} files" if len(outputs) >= caps.max_files else "")
             if not why:
                 facts, why = _copy(parent_fd, name, path, target, left)
@@ -180,7 +185,8 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
         partial = target.with_name(PARTIAL_OUTPUT)
         try:
             with open(partial, "xb", buffering=0) as copy:
-                while data := os.read(fd, _CHUNK):
+                # no more than was allowed for, though somebody may write to a checkpoint meanwhile
+                while data := os.read(fd, min(_CHUNK, facts.st_size - size)):
                     digest.update(data)
                     size += len(data)
                     view = memoryview(data)

@@ -88,7 +88,8 @@ class Store:
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # of a disk that is full SQLite has done it itself
+                self._db.execute("ROLLBACK")
             raise
 
     def _extend(self) -> None:

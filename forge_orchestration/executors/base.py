@@ -15,6 +15,7 @@ from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
+from forge_orchestration.sandbox.plan import CheckpointPlan
 
 LOG_READ_BYTES = 2**20
 
@@ -33,6 +34,7 @@ class PreparedExecution(msgspec.Struct, frozen=True, kw_only=True):
     folder: ExecutionFolder
     runtime: ResolvedRuntime
     inputs: tuple[ResolvedInput, ...]
+    checkpoint: CheckpointPlan | None = None
 
 
 class ExecutionHandle(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import ExecutorError, HostError, SubmitError
+from forge_orchestration.executions import forge_checkpoint
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
 from forge_orchestration.executions.messages import pipes_environment
 from forge_orchestration.executions.store import Store
@@ -104,6 +105,10 @@ class _Spawner:
 
     def close(self) -> None:
         self._process.close()
+
+
+_LIB = (Path(forge_checkpoint.__file__),)
+"""What analyses may import."""
 
 
 class LocalExecutor(AnalysisExecutor):
@@ -228,6 +233,7 @@ class LocalExecutor(AnalysisExecutor):
     def _plan(self, spec: AnalysisSpec, execution: PreparedExecution, spawner: _Spawner) -> LaunchPlan:
         settings, runtime, folder = self._settings, execution.runtime, execution.folder
         binds = [_bind(str(path), target) for target, path in runtime.mounts.items()]
+        binds += [_bind(str(path), f"{view.LIB}/{path.name}") for path in _LIB]
         if folder.analysis.is_dir():
             binds.append(_bind(str(folder.analysis), view.ANALYSIS))
         binds += [
@@ -245,10 +251,17 @@ class LocalExecutor(AnalysisExecutor):
             limits=spec.limits, system_binds=system_binds, system_links=system_links, binds=tuple(binds),
             outputs=spec.outputs, checks=spec.checks, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=spawner.site(),
             identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision, isolation=settings.isolation,
-            neighbours=settings.neighbours,
+            neighbours=settings.neighbours, checkpoint=execution.checkpoint,
         )  # fmt: skip
 
 
 def _bind(source: str, target: str) -> Bind:
     facts = os.stat(source)
-    return Bind(source=source, target=target, device=facts.st_dev, inode=facts.st_ino)
+    closed = not facts.st_mode & 0o004
+    return Bind(
+        source=source,
+        target=target,
+        device=facts.st_dev,
+        inode=facts.st_ino,
+        owner=(facts.st_uid, facts.st_gid) if closed else None,
+    )

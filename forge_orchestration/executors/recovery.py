@@ -19,7 +19,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import ledger_of
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.resume import reuse
+from forge_orchestration.resume import checkpoint, reuse
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
@@ -134,6 +134,7 @@ class Recovery:
         confirmed = reuse.confirmed(record, folder, self._store)
         if confirmed is not record:
             folder.write_record(confirmed)
+        checkpoint.forget(confirmed, self._settings)
         if self._store.status(folder.id) != record.status or confirmed is not record:
             self._store.save(confirmed)
             if folder.id not in self.report.closed:

@@ -129,6 +129,22 @@ class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
     reusable: bool = False
 
 
+class CheckpointFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the execution went on from, and what it left for the next.
+
+    Attributes:
+        resumed_from: Execution whose checkpoint it was given; None: it began anew.
+        resumed_bytes: Size of that.
+        kept: Whether a checkpoint of its own is there for the next execution of the same fingerprint.
+        why: One sentence: why a checkpoint that is there was not given to it, or why none could be kept.
+    """
+
+    resumed_from: str | None = None
+    resumed_bytes: int = 0
+    kept: bool = False
+    why: str = ""
+
+
 @compiled
 class CheckFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an analysis says that one of its checks found: its claim, which nobody has verified."""
@@ -185,6 +201,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None
     fingerprint_parts: dict[str, str] = {}
     cache: CacheFacts = CacheFacts()
+    checkpoint: CheckpointFacts | None = None
     queued_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None

@@ -12,20 +12,9 @@ from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.resume.changes import ChangedPart, changes_since, named
 from forge_orchestration.resume.fingerprint import Fingerprint
 from forge_orchestration.resume.results import find_result
-from forge_orchestration.resume.system_view import SystemView, kept_view
-from forge_orchestration.settings import Settings
-
-_MOST_NAMED = 3
-
-
-class ChangedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a fingerprint that is another than it was; None where there is no such part."""
-
-    part: str
-    before: str | None
-    now: str | None
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,34 +57,6 @@ def explain(engine: Engine, spec: AnalysisSpec) -> Explanation:
     )  # fmt: skip
 
 
-def changes_since(record: ExecutionRecord, wanted: Fingerprint, settings: Settings) -> list[ChangedPart]:
-    """The parts that are not what they were when `record` was made, by name."""
-    before, now = record.fingerprint_parts, wanted.parts
-    changes = []
-    for part in sorted({*before, *now}):
-        if before.get(part) != now.get(part):
-            details = _packages(before.get(part), now.get(part), settings) if part == "system" else []
-            changes += details or [ChangedPart(part=part, before=before.get(part), now=now.get(part))]
-    return changes
-
-
-def _packages(before: str | None, now: str | None, settings: Settings) -> list[ChangedPart]:
-    """What has changed in the host's programs, one by one, where it is known what the digests stand for."""
-    views = [kept_view(settings.cache_dir, digest) for digest in (before, now) if digest is not None]
-    if len(views) != 2 or views[0] is None or views[1] is None:
-        return []
-    old, new = (_flat(view) for view in views if view is not None)
-    return [
-        ChangedPart(part=f"system/{name}", before=old.get(name), now=new.get(name))
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _flat(view: SystemView) -> dict[str, str]:
-    return {"machine": view.machine, **view.packages, **view.programs}
-
-
 def _last(engine: Engine, spec: AnalysisSpec) -> ExecutionRecord | None:
     """The latest execution of the analysis that has a result; if none has, the latest of all."""
     latest = None
@@ -125,28 +86,8 @@ def _sentence(
             return f"{begin}: execution {last.execution_id}, of the very same, ended as {last.end_reason}."
         why = last.cache.why or f"it was run with the cache '{last.cache.policy}', and that keeps its result from being reused."
         return f"{begin}: of execution {last.execution_id}, of the very same, no result is reused: {why[:1].lower()}{why[1:]}"
-    named = ", ".join(_named(change) for change in changes[:_MOST_NAMED])
-    more = f" and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
     kind = "" if last.succeeded else f", which ended as {last.end_reason}"
-    return f"{begin}: since execution {last.execution_id}, of {_when(last)}{kind}, this has changed: {named}{more}."
-
-
-def _named(change: ChangedPart) -> str:
-    if change.before is None:
-        return f"{change.part} is new ({shortened(change.now)})"
-    if change.now is None:
-        return f"{change.part} is gone (it was {shortened(change.before)})"
-    return f"{change.part} from {shortened(change.before)} to {shortened(change.now)}"
-
-
-def shortened(value: str | None) -> str:
-    """A part as people compare it: the first twelve digits of a digest."""
-    if value is None:
-        return "-"
-    is_digest = len(value.removesuffix(":x").removeprefix("sha256:")) == 64 and " " not in value
-    return (
-        f"{value.removesuffix(':x')[: 19 if value.startswith('sha256:') else 12]}{'…' if is_digest else ''}" if is_digest else value
-    )
+    return f"{begin}: since execution {last.execution_id}, of {_when(last)}{kind}, this has changed: {named(changes)}."
 
 
 def _more(sentence: str) -> str:

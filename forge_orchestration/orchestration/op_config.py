@@ -32,7 +32,7 @@ _SCALARS = {
 
 _CACHE = (
     "An earlier result that was made of the very same: use it, refresh it (run all the same), off (likewise, and keep the new one "
-    "from being reused), only (run nothing)."
+    "from being reused; in YAML in quotes: 'off'), only (run nothing)."
 )
 _LIMITS: dict[str, tuple[ConfigScalarKind, str]] = {
     "memory": (ConfigScalarKind.STRING, "Memory of all its processes together, files in memory included, such as 2GiB or 500MiB."),

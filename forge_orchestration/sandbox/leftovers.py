@@ -7,6 +7,7 @@ are not among it: they were the supervisor's own and ended with it.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -14,9 +15,10 @@ from forge_orchestration.errors import SandboxError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.outputs import kept_outputs
 from forge_orchestration.model.reasons import EndReason
-from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.model.record import CheckpointFacts, Cleanup, ExecutionRecord
 from forge_orchestration.sandbox import subordinate
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
+from forge_orchestration.sandbox.checkpoints import latest, made_by, remove_unfinished
 from forge_orchestration.sandbox.identity import claims, release_claim
 from forge_orchestration.sandbox.orphans import end_orphans
 from forge_orchestration.sandbox.plan import LaunchPlan, read_plan
@@ -49,7 +51,7 @@ def close_in_its_place(
         plan = _plan(folder)
         record = msgspec.structs.replace(
             record, status=reason.status, end_reason=reason, message=message, cleanup=cleanup, ended_at=time.time(),
-            outputs=kept_outputs(folder.outputs, plan.outputs if plan else {}),
+            outputs=kept_outputs(folder.outputs, plan.outputs if plan else {}), checkpoint=_checkpoint(record, plan),
         )  # fmt: skip
     elif record.cleanup.finished_at is None:
         record = msgspec.structs.replace(record, cleanup=cleanup)
@@ -85,6 +87,16 @@ def remove_leftovers(folder: ExecutionFolder, settings: Settings, site: CgroupSi
         if holder == folder.id:
             _release(uid, folder.id)
     return Cleanup(scratch_bytes_freed=freed, processes_killed=killed, cgroup_removed=removed, finished_at=time.time())
+
+
+def _checkpoint(record: ExecutionRecord, plan: LaunchPlan | None) -> CheckpointFacts | None:
+    """What it had published until its supervisor was gone is there for the next."""
+    if plan is None or plan.checkpoint is None:
+        return record.checkpoint
+    place = Path(plan.checkpoint.folder)
+    remove_unfinished(place, record.execution_id)
+    kept = made_by(latest(place)) == record.execution_id
+    return msgspec.structs.replace(record.checkpoint or CheckpointFacts(), kept=kept)
 
 
 def _release(uid: int, execution_id: str) -> None:

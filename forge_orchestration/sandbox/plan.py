@@ -37,6 +37,13 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
+class CheckpointPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where checkpoints are published, and the one to go on from, if there is one: its name there."""
+
+    folder: str
+    start: str = ""
+
+
 @compiled
 class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One local execution.
@@ -50,6 +57,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
         binds: Runtime, analysis files, inputs.
         outputs: Declared outputs: pattern by name.
         checks: Names of declared checks.
+        checkpoint: None of what has no fingerprint.
     """
 
     execution_id: str
@@ -73,6 +81,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     supervision: SupervisionSettings
     neighbours: NeighbourSettings = NeighbourSettings()
     isolation: IsolationSettings = IsolationSettings()
+    checkpoint: CheckpointPlan | None = None
 
 
 def plan_from_json(data: bytes) -> LaunchPlan:

@@ -26,9 +26,19 @@ from forge_orchestration.executions.messages import MessageParser, MessageViolat
 from forge_orchestration.executions.outputs import Collected, collect_outputs
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import CheckFacts, Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
+from forge_orchestration.model.record import (
+    CheckFacts,
+    CheckpointFacts,
+    Cleanup,
+    Enforced,
+    ExecutionRecord,
+    Isolation,
+    Measured,
+    Usage,
+)  # fmt: skip
 from forge_orchestration.sandbox import bubblewrap, linux, precedence
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
+from forge_orchestration.sandbox.checkpoints import Publisher, latest, made_by, restore
 from forge_orchestration.sandbox.child import Child, start_child
 from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import Identity
@@ -132,6 +142,7 @@ class Supervisor:
 
     def _execute_plan(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
         plan = self._plan
+        self._publisher = self._begin_checkpoints(identity, workspace)
         logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
         place, messages = os.fspath(workspace.folder), os.fspath(workspace.messages)
         with start_child(
@@ -182,6 +193,36 @@ class Supervisor:
                 self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
         collected = collect_outputs(outputs, self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes)
         self._verdict = self._facts(collected, counters, child, wall_s, full, workspace, logs)
+        self._end_checkpoints(workspace)
+
+    def _begin_checkpoints(self, identity: Identity, workspace: Workspace) -> Publisher | None:
+        """Give it what an earlier execution has left, and make ready for what this one does."""
+        plan, folder = self._plan, workspace.folder / "checkpoint"
+        if plan.checkpoint is None:
+            return None
+        facts = self._record.checkpoint or CheckpointFacts()
+        if plan.checkpoint.start:
+            size = restore(plan.checkpoint, folder, identity)
+            facts = msgspec.structs.replace(facts, resumed_from=made_by(plan.checkpoint.start), resumed_bytes=size)
+        self._record = msgspec.structs.replace(self._record, checkpoint=facts)
+        return Publisher(plan.checkpoint, plan.execution_id, folder, plan.output_caps, plan.limits.scratch_bytes)
+
+    def _end_checkpoints(self, workspace: Workspace) -> None:
+        """Keep what is there for the next, unless nothing is left to do."""
+        if self._publisher is None or self._plan.checkpoint is None:
+            return
+        if self._verdict["status"] is Status.SUCCEEDED:
+            self._publisher.drop()
+            return
+        why = self._record.checkpoint.why if self._record.checkpoint else ""
+        try:
+            os.chmod(workspace.folder / "checkpoint", 0o700)
+            self._publisher.finish()
+        except OSError as error:
+            why = f"Its last checkpoint could not be kept: {error.strerror}."
+        kept = made_by(latest(Path(self._plan.checkpoint.folder))) == self._plan.execution_id
+        facts = self._record.checkpoint or CheckpointFacts()
+        self._verdict["checkpoint"] = msgspec.structs.replace(facts, kept=kept, why=why)
 
     def _facts(
         self, collected: Collected, counters: Counters, child: Child, wall_s: float, full: bool, workspace: Workspace,
@@ -280,6 +321,9 @@ class Supervisor:
                 counters = group.counters()
                 if counters.oom_kills:
                     self._kill(group, child)  # what the event came too early for, or what no event tells: the host's want
+                if self._publisher is not None and child.released_at:
+                    with contextlib.suppress(OSError):  # no processes left, say; there is a next look
+                        self._publisher.look()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
                     self._kill(group, child)  # no kernel stands in its way: every moment of grace would fill the host's disk

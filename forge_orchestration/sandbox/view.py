@@ -12,6 +12,7 @@ CHECKPOINT = "/forge/checkpoint"
 MESSAGES = "/forge/messages"
 SCRATCH = "/forge/scratch"
 RUNTIME = "/forge/runtime"
+LIB = "/forge/lib"
 README = "/forge/README"
 README_TEXT = """This is the sandbox of one execution. Its files:
 
@@ -23,6 +24,7 @@ README_TEXT = """This is the sandbox of one execution. Its files:
   /forge/messages     JSON lines: log, progress, metadata     $FORGE_MESSAGES
   /forge/scratch      removed at the end                      $TMPDIR, $HOME, the current folder
   /forge/runtime      the software environment, read-only
+  /forge/lib          forge_checkpoint.py, for Python         $PYTHONPATH
 """
 
 # folders of the workspace and where they appear; all of them share the scratch limit
@@ -82,6 +84,7 @@ def environment(
         partition: Key of the part of the analysis that is meant, if it has any.
     """
     path = activation.get("PATH", "")
+    modules = declared.get("PYTHONPATH") or activation.get("PYTHONPATH")
     return {
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
@@ -91,6 +94,7 @@ def environment(
         **activation,
         **declared,
         "PATH": f"{path}:/usr/local/bin:/usr/bin:/bin" if path else "/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": f"{modules}:{LIB}" if modules else LIB,
         "HOME": SCRATCH,
         "TMPDIR": SCRATCH,
         "USER": "forge",

@@ -231,7 +231,7 @@ class TestRun:
         assert other_forge.record("run", "mine").succeeded
 
     def test_what_ran_is_what_is_kept(self, forge: Forge, folder: Path) -> None:
-        record = forge.record("run", folder)
+        record = forge.record("run", folder, "--cache", "refresh")
         (folder / "run.py").write_text("changed later")
         assert (Path(record.folder) / "analysis" / "run.py").read_text() == SCRIPT
 

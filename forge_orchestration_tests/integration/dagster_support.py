@@ -51,9 +51,10 @@ class Deployment:
     Args:
         settings: Beneath what these tests need in `settings.toml`.
         changed: Lines of the repository's `dagster.yaml`, and what they are here; none: that file itself is used.
+        reuse: Whether earlier results are taken; most tests are of what runs.
     """
 
-    def __init__(self, folder: Path, settings: str = "", changed: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, settings: str = "", changed: Mapping[str, str] | None = None, *, reuse: bool = False) -> None:
         self._changed = dict(changed or {})
         self._launch_name = "launch"
         self.home = folder / "forge home"
@@ -62,7 +63,10 @@ class Deployment:
         self.home.mkdir(mode=0o700)
         self._temporary = folder / "tmp"  # Dagster's servers that are killed leave their sockets in it
         self._temporary.mkdir()
-        (self.home / "settings.toml").write_text(f'analysis_folders = ["{self.analyses}"]\n{settings}')
+        policy = "use" if reuse else "off"
+        (self.home / "settings.toml").write_text(
+            f'analysis_folders = ["{self.analyses}"]\n{settings}\n[reuse]\npolicy = "{policy}"\n'
+        )
 
     def changed(self, name: str, changed: Mapping[str, str]) -> Deployment:
         """The same home and analyses with another `dagster.yaml`, in a folder called `name`."""

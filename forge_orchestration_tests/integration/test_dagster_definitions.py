@@ -71,7 +71,7 @@ def test_config_has_every_default_and_a_description_for_each_key(deployment: Dep
         "threads": 1,
         "seed": 0,
         "priority": 0,
-        "cache": "use",
+        "cache": "off",
         "params": {"resolution": 1, "mode": "fast", "copy": 3, "schema": True},
         "limits": {
             "memory": "300MiB", "cpus": 1.0, "pids": 100, "wall_time": "30min", "grace": "5s", "scratch": "2GiB", "log": "64MiB",

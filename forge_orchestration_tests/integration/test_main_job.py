@@ -71,7 +71,7 @@ def test_clusters_through_dagster(by_dagster: tuple[ExecutionRecord, str]) -> No
 @pytest.mark.timeout(600)
 def test_a_second_execution_gives_the_same_bytes(by_dagster: tuple[ExecutionRecord, str]) -> None:
     first, _ = by_dagster
-    second = forge_orchestration.run("pbmc_clusters", check=True)
+    second = forge_orchestration.run("pbmc_clusters", check=True, cache="refresh")
     assert {one.path: one.sha256 for one in second.outputs} == {one.path: one.sha256 for one in first.outputs}
 
 

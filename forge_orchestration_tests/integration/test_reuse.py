@@ -487,7 +487,7 @@ def _kind(value: str | None) -> str | None:
 
 class TestDagster:
     def test_a_second_run_takes_the_result_of_the_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        deployment = Deployment(tmp_path)
+        deployment = Deployment(tmp_path, reuse=True)
         deployment.build_runtime()
         deployment.add_analysis("words", SCRIPT, "outputs: {count: count.txt}\nchecks: {some: x}\ninputs: {text: {path: text.txt}}\n"
             "params: {n: {type: int, default: 1}, wait: {type: float, default: 0}}\n")  # fmt: skip

@@ -38,6 +38,7 @@ from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import (
     CacheFacts,
     CheckFacts,
+    CheckpointFacts,
     Cleanup,
     CodeFacts,
     Enforced,
@@ -71,8 +72,9 @@ from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Inp
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.verification import Verification
-from forge_orchestration.operations.why import ChangedPart, Explanation
+from forge_orchestration.operations.why import Explanation
 from forge_orchestration.operations.workers import Worker, WorkerEnd
+from forge_orchestration.resume.changes import ChangedPart
 from forge_orchestration.resume.fingerprint import Fingerprint
 from forge_orchestration.resume.system_view import SystemView
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
@@ -82,7 +84,7 @@ from forge_orchestration.sandbox.cgroups.base import Counters
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
 from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.sandbox.plan import Bind, LaunchPlan
+from forge_orchestration.sandbox.plan import Bind, CheckpointPlan, LaunchPlan
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.standby import Hello
@@ -117,6 +119,7 @@ GUARD = GuardFacts(
     why_not_after=TEXT, findings=[GUARD_FINDING],
 )  # fmt: skip
 CHECK_FACTS = CheckFacts(name="c", passed=False, severity="warning", message=TEXT, values={"n": 1.5})
+CHECKPOINT = CheckpointFacts(resumed_from="x", resumed_bytes=2**40, kept=True, why=TEXT)
 CACHE = CacheFacts(policy="refresh", hit=True, source_execution_id="x", why=TEXT, reusable=True)
 RECORD = ExecutionRecord(
     schema_version=1, execution_id="20260102T030405678-9f86d081", analysis=TEXT, attempt=3, previous_execution_id="p", executor="e",
@@ -126,7 +129,7 @@ RECORD = ExecutionRecord(
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
     isolation=ISOLATION, violations={"unshare": 3}, suspect=True, guard=GUARD, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
     metadata={TEXT: TEXT, "n": 1.5, "b": False}, checks=[CHECK_FACTS], published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
-    fingerprint_parts={"param/a": TEXT}, cache=CACHE, queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
+    fingerprint_parts={"param/a": TEXT}, cache=CACHE, checkpoint=CHECKPOINT, queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
     analysis="a",
@@ -136,7 +139,7 @@ PLAN = LaunchPlan(
     messages=MessageSettings(max_line_bytes=300, max_count=8), output_caps=OutputSettings(max_files=9, max_depth=10),
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
     neighbours=NeighbourSettings(cpu_weight=2, cpu_slice_ms=0.5, oom_score_adj=3, read_bytes_per_s=2**40, writes_per_s=4),
-    isolation=IsolationSettings(may_be_off=()),
+    isolation=IsolationSettings(may_be_off=()), checkpoint=CheckpointPlan(folder=TEXT, start="1-x"),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 RETRY = RetryWithMore(attempts=3, factor=1.5)
@@ -196,6 +199,8 @@ EXAMPLES: list[msgspec.Struct] = [
     PARTITIONS,
     CHECK_FACTS,
     ReuseSettings(policy="refresh"),
+    CHECKPOINT,
+    PLAN.checkpoint,
     Fingerprint(parts={"param/a": TEXT}),
     SystemView("x86_64", {"a:amd64": "1"}, {"/usr/local/bin/b": "s"}),
     ChangedPart(part="seed", before=None, now="1"),
