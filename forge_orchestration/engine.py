@@ -15,7 +15,7 @@ import msgspec
 
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
 from forge_orchestration.executions import upstream
-from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id
+from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id, write_atomically
 from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
 from forge_orchestration.executions.journal import Journal, not_written
 from forge_orchestration.executions.store import Store
@@ -366,6 +366,7 @@ class Engine:
                     wanted = reuse.fingerprint(spec, runtime, inputs, self.settings, self.store, copied)
             if runs:
                 reuse.keep_inputs(inputs, folder)
+                write_atomically(folder.request, msgspec.json.encode(spec))
                 unused = checkpoint.unused(spec, wanted, self.settings, self.store)
                 record = msgspec.structs.replace(record, code=code, checkpoint=unused, **_fingerprint_facts(wanted))
                 folder.write_record(record)

@@ -32,7 +32,7 @@ def list_executions(arguments: argparse.Namespace) -> int:
     for row in rows:
         if not Status(str(row["status"])).is_final:  # the index hears of an execution's begin and end; its record knows more
             with contextlib.suppress(ForgeError):
-                record = _folder(str(row["execution_id"]), settings).read_record()
+                record = folder_of(str(row["execution_id"]), settings).read_record()
                 row.update(
                     status=record.status, end_reason=record.end_reason, started_at=record.started_at, ended_at=record.ended_at
                 )
@@ -54,7 +54,7 @@ def list_executions(arguments: argparse.Namespace) -> int:
 
 def show_execution(arguments: argparse.Namespace) -> int:
     """One record."""
-    record = _folder(arguments.execution, load_settings()).read_record()
+    record = folder_of(arguments.execution, load_settings()).read_record()
     if arguments.json:
         print(record.to_json())
     else:
@@ -64,7 +64,7 @@ def show_execution(arguments: argparse.Namespace) -> int:
 
 def show_logs(arguments: argparse.Namespace) -> int:
     """What an execution printed, to its end with `--follow`."""
-    folder = _folder(arguments.execution, load_settings())
+    folder = folder_of(arguments.execution, load_settings())
     folder.read_record()  # says so if there is none
     wanted = ("stdout", "stderr") if arguments.stream == "all" else (arguments.stream,)
     followers = {stream: LogFollower(folder.messages if stream == "messages" else folder.log(stream)) for stream in wanted}
@@ -79,7 +79,12 @@ def show_logs(arguments: argparse.Namespace) -> int:
         time.sleep(0.1)
 
 
-def _folder(execution: str, settings: Settings) -> ExecutionFolder:
+def folder_of(execution: str, settings: Settings) -> ExecutionFolder:
+    """The folder of the execution with this id, or of the newest, which is called `last`.
+
+    Raises:
+        SpecError: It is no id, or there is no execution yet.
+    """
     if execution == "last":
         rows = _store(settings).list(limit=1)
         if not rows:

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     debug = False
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] in (["exec"], ["run"]) and not {"-h", "--help"} & set(words):
+    if words[:1] in (["exec"], ["run"], ["resume"]) and not {"-h", "--help"} & set(words):
         start_early()
     try:
         arguments = _parser().parse_args(argv)
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
     _add_exec(commands)
+    _add_resume(commands)
     _add_executions(commands)
     _add_runtimes(commands)
     _add_host(commands)
@@ -124,6 +125,17 @@ def _decisive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads for numerical libraries")
 
 
+def _add_resume(commands: argparse._SubParsersAction[_Parser]) -> None:
+    resume = commands.add_parser(
+        "resume", help="go on with an execution that did not succeed",
+        description="Run an execution that did not succeed once more, with the same files and parameters, from its last checkpoint."
+        " Limits may be others.",
+    )  # fmt: skip
+    resume.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
+    _execution_options(resume)
+    resume.set_defaults(command=_lazily("run", "resume_execution"))
+
+
 def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:
     execute = commands.add_parser(
         "exec", help="run any command in a sandbox",
@@ -150,6 +162,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="an earlier result of the very same: use it, refresh it, off (neither use nor keep one), only (run nothing)",
     )  # fmt: skip
     parser.add_argument("--priority", type=int, metavar="N", help="of those that wait for room, the highest is first (default: 0)")
+    _execution_options(parser)
+
+
+def _execution_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="refuse to run it (exit status 5) rather than wait for room")
     parser.add_argument("--json", action="store_true", help="print the record as JSON, and nothing else, on stdout")
     limits = parser.add_argument_group("limits")

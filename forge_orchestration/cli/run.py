@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+import msgspec
+
 from forge_orchestration.cli.untrusted import UntrustedOutput
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
@@ -48,6 +50,19 @@ def run_command(arguments: argparse.Namespace) -> int:
         seed=arguments.seed, priority=arguments.priority, cache=arguments.cache, asked_by="command line",
     )  # fmt: skip
     return _run(Engine(settings), spec, arguments, summary=False)
+
+
+def resume_execution(arguments: argparse.Namespace) -> int:
+    """`forge resume`."""
+    from forge_orchestration.cli.executions import folder_of
+    from forge_orchestration.model.limits import updated_limits
+    from forge_orchestration.operations.again import resumed
+
+    settings = load_settings()
+    record = folder_of(arguments.execution, settings).read_record()
+    spec = resumed(record, settings)
+    spec = msgspec.structs.replace(spec, limits=updated_limits(spec.limits, _limits(arguments), "the command line"))
+    return _run(Engine(settings), spec, arguments, summary=spec.folder is not None)
 
 
 def list_analyses(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ executions/<id>/
   stdout.log  stderr.log  messages.jsonl
   outputs/         what was collected
   analysis/        the analysis' own files as they were run
+  request.json     what was asked for
+  inputs.json      which files were read
   plan.json        how it was started; the record's native_id says by whom it is watched
 
 Who brings an execution to its end holds the lock on its folder: its supervisor from its first moment to its last, or, when that is
@@ -104,6 +106,11 @@ class ExecutionFolder:
     @property
     def record_path(self) -> Path:
         return self.path / "record.json"
+
+    @property
+    def request(self) -> Path:
+        """What was asked for."""
+        return self.path / "request.json"
 
     @property
     def outputs(self) -> Path:

@@ -184,14 +184,14 @@ def _is_beside(path: Path, analysis_folder: str | None) -> bool:
 
 
 def _is_forges_own(path: Path, settings: Settings) -> bool:
-    """Whether `path` is Forge's own or holds it: its store, its runtimes, other executions. Collected outputs are not."""
+    """Whether `path` is Forge's own or holds it: its store, its runtimes, other executions. Collected outputs are not, nor what was copied to be run."""
     home = Path(os.path.realpath(settings.home))
     if home.is_relative_to(path):
         return True
     if not path.is_relative_to(home):
         return False
     parts = path.relative_to(home).parts
-    return not (len(parts) >= 4 and parts[0] == "executions" and parts[2] == "outputs")
+    return not (len(parts) >= 4 and parts[0] == "executions" and parts[2] in ("outputs", "analysis"))
 
 
 def _digest(fd: int, facts: os.stat_result, cache: DigestCache) -> tuple[str, int]:

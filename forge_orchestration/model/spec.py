@@ -102,6 +102,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     cache: CachePolicy | None = None
 
 
+@compiled
 class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One request: everything that decides what an execution does, validated and complete.
 

@@ -309,3 +309,54 @@ class TestWithoutForge:
         import ast
 
         ast.parse(Path(forge_checkpoint.__file__).read_text(), feature_version=tuple(map(int, version.split("."))))
+
+
+class TestResume:
+    def test_with_the_files_that_were_run(self, place: Place) -> None:
+        steps = place.analysis(STEPS, more="inputs: {note: {path: note.txt}}\noutputs: {made: made.txt}\nenv: {A: b}\n")
+        note = Path(steps, "note.txt")
+        note.write_text("as it was")
+        one = place.run(steps, "--wall-time", f"{8 * STEP_S:.3f}s", "--param", "n=5", "--seed", "3")
+        assert one.end_reason == "wall_time"
+        Path(steps, "run.py").write_text("raise SystemExit('another script')")
+        note.write_text("changed since")
+        two = place.forge.record("resume", one.execution_id, "--wall-time", "1min")
+        assert (
+            two.succeeded
+            and two.fingerprint == one.fingerprint
+            and (two.attempt, two.previous_execution_id) == (2, one.execution_id)
+        )
+        assert (two.parameters, two.seed, two.limits.wall_time_s) == ({"n": 5}, 3, 60.0)
+        assert two.checkpoint is not None and two.checkpoint.resumed_from == one.execution_id
+        assert Path(two.folder, "outputs", "made.txt").read_text() == WHOLE
+        assert Path(two.folder, "analysis", "note.txt").read_text() == "as it was"
+
+    def test_of_a_command(self, other_forge: Forge) -> None:
+        one = other_forge.record("exec", "--env", "A=b", "--", "sh", "-c", "echo $A; exit 3")
+        two = other_forge.record("resume", "last")
+        assert (two.command, two.attempt, two.end_reason) == (one.command, 2, "nonzero_exit")
+        assert Path(two.folder, "stdout.log").read_text() == "b\n"
+
+    def test_what_cannot_be_is_a_sentence(self, place: Place) -> None:
+        steps = place.analysis("import time; time.sleep(params if (params := 0) else 0)")
+
+        def refused(*words: str) -> str:
+            done = place.forge("resume", *words)
+            assert done.returncode == 2 and done.stderr.startswith("forge: ") and done.stderr.count("\n") == 1, done.stderr
+            return done.stderr
+
+        assert "There is no execution yet." in refused("last")
+        one, two = place.run(steps), place.run(steps)
+        before = place.forge.executions()
+        assert "has succeeded: nothing is left to be done." in refused(one.execution_id)
+        assert "has succeeded" in refused(two.execution_id) and "is no execution id" in refused("nonsense")
+        failed = place.forge.record("exec", "--", "false")
+        Path(failed.folder, "request.json").write_text("{")
+        assert "is not known any more" in refused(failed.execution_id)
+        slow = place.analysis("import time; time.sleep(30)", "slow")
+        with place.forge.started("run", slow) as process:
+            running = wait_until("it", lambda: place.forge.executions() - before - {failed.execution_id})
+            wait_until("its record", lambda: ExecutionFolder(place.home / "executions", *running).record_path.exists())
+            assert "has not ended: it is " in refused(*running)
+            process.terminate()
+            process.communicate(timeout=60 * PATIENCE)
