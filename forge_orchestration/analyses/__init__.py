@@ -31,6 +31,14 @@ _MAX_DIGITS = 400
 SHIPPED = Path(__file__).parent
 # also the names of Dagster assets and jobs, which allow no more than this
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+# what makes the same program write other bytes: the order of Python's sets, dates in files, how many threads share a sum
+_FIXED = {
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "315532800",
+    "OMP_DYNAMIC": "FALSE",
+    "MKL_DYNAMIC": "FALSE",
+    "MKL_CBWR": "COMPATIBLE",
+}
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
@@ -329,7 +337,7 @@ def spec_from_definition(
         params=values,
         limits=effective,
         retry_with_more=definition.retry_with_more,
-        env=definition.env,
+        env=_FIXED | definition.env if definition.deterministic else definition.env,
         threads=check_count("threads", threads if threads is not None else definition.threads, 1),
         seed=check_count("seed", seed if seed is not None else definition.seed, 0),
         priority=check_priority(priority if priority is not None else definition.priority),

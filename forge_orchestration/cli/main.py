@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_exec(commands)
     _add_resume(commands)
+    _add_replay(commands)
     _add_executions(commands)
     _add_runtimes(commands)
     _add_host(commands)
@@ -134,6 +135,19 @@ def _add_resume(commands: argparse._SubParsersAction[_Parser]) -> None:
     resume.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
     _execution_options(resume)
     resume.set_defaults(command=_lazily("run", "resume_execution"))
+
+
+def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
+    replay = commands.add_parser(
+        "replay", help="run an execution again and compare the outputs byte by byte",
+        description="Run an execution that succeeded again, from its record, in a runtime of the same content, and compare the"
+        " outputs byte by byte. Exit status 0 if they are identical, 1 if not.",
+    )  # fmt: skip
+    replay.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
+    replay.add_argument("--executor", metavar="E", help="where to run it (default: where it ran)")
+    replay.add_argument("--force", action="store_true", help="also if something that decides the result is no longer the same")
+    replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.set_defaults(command=_lazily("reuse", "replay_execution"))
 
 
 def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import msgspec
@@ -83,6 +84,17 @@ def list_analyses(arguments: argparse.Namespace) -> int:
 
 
 def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, summary: bool) -> int:
+    with canceled_by_signals() as (cancel, interrupted):
+        run = functools.partial(run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry)
+        record = _run_shown(run, as_json=arguments.json, summary=summary)
+    engine.close()
+    assert record.end_reason is not None
+    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+
+
+@contextlib.contextmanager
+def canceled_by_signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Events that are set by Ctrl-C and whatever else asks this process to end, and by Ctrl-C alone."""
     cancel, interrupted = threading.Event(), threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -92,14 +104,10 @@ def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, s
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        run = functools.partial(run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry)
-        record = _run_shown(run, as_json=arguments.json, summary=summary)
+        yield cancel, interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        engine.close()
-    assert record.end_reason is not None
-    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
 
 
 def _tell_retry(record: ExecutionRecord, sentence: str) -> None:

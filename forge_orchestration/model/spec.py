@@ -73,7 +73,8 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
     that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
-    result, None: as the deployment's settings say. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
+    result, None: as the deployment's settings say. `deterministic`: its replay must be identical, and what
+    makes programs differ from one run to the next is fixed. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
 
     name: str
@@ -100,6 +101,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     seed: int = 0
     priority: int = 0
     cache: CachePolicy | None = None
+    deterministic: bool = False
 
 
 @compiled

@@ -112,6 +112,7 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     seed: int | None = Field(default=None, description="Seed of random numbers.")
     priority: int | None = Field(default=None, description="Of executions that wait for room the highest is first.")
 
+    deterministic: bool | None = Field(default=None, description="Whether each execution must make the same bytes.")
     cache: CachePolicy | None = Field(
         default=None, description="What is done with an earlier result that was made of the very same."
     )

@@ -69,8 +69,10 @@ from forge_orchestration.model.sections import (  # fmt: skip
     SupervisionSettings,
 )
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore
+from forge_orchestration.operations.compare import Difference
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
+from forge_orchestration.operations.replay import Replayed
 from forge_orchestration.operations.verification import Verification
 from forge_orchestration.operations.why import Explanation
 from forge_orchestration.operations.workers import Worker, WorkerEnd
@@ -194,11 +196,17 @@ EXAMPLES: list[msgspec.Struct] = [
         schedule="0 3 * * *",
         checks={"c": "expects"},
         cache="off",
+        deterministic=True,
     ),
     RETRY,
     PARTITIONS,
     CHECK_FACTS,
     ReuseSettings(policy="refresh"),
+    Difference(path=TEXT, what=TEXT),
+    Replayed(
+        original="x", execution_id="y", end_reason="completed", verdict="different", outputs=2,
+        differences=[Difference(path=TEXT, what=TEXT)], changed=[ChangedPart(part="seed", before="0", now="1")],
+    ),
     CHECKPOINT,
     PLAN.checkpoint,
     Fingerprint(parts={"param/a": TEXT}),
