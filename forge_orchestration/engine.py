@@ -16,7 +16,7 @@ import msgspec
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id, write_atomically
-from forge_orchestration.executions.inputs import ResolvedInput, resolve_input
+from forge_orchestration.executions.inputs import ResolvedInput, fetch_input, resolve_input
 from forge_orchestration.executions.journal import Journal, not_written
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
@@ -123,6 +123,7 @@ class Engine:
             admission = executor.admission()
             if admission is not None:
                 admission.check(spec.limits)
+            inputs = self._fetch(inputs, cancel)
             record, prepared = self._open(spec, chosen, inputs, wanted, found.damage)
             if spec.cache in ("use", "only"):
                 record = self._wait_for_twin(spec, record, prepared, listener, cancel, wait_for_room)
@@ -200,6 +201,10 @@ class Engine:
             for name, source in spec.inputs.items()
         )
 
+    def _fetch(self, inputs: tuple[ResolvedInput, ...], cancel: threading.Event | None) -> tuple[ResolvedInput, ...]:
+        """With a file for each; what was fetched earlier is there already."""
+        return tuple(item if item.is_here else fetch_input(item, self.settings, self.store, cancel) for item in inputs)
+
     def _pinned(self, source: str, spec: AnalysisSpec) -> str:
         run_ids = [spec.dagster_run_id] if spec.dagster_run_id is not None else []
         return upstream.pinned(source, self.store, self.settings.executions_dir, run_ids, spec.partition)
@@ -231,6 +236,7 @@ class Engine:
                 ), prepared
             # what was looked at when it came may have changed since
             chosen, inputs = resolve()
+            inputs = self._fetch(inputs, cancel)
             reuse.keep_inputs(inputs, folder)
             now = reuse.fingerprint(spec, chosen, inputs, self.settings, self.store, reuse.code_parts(record))
             record = self._journal.note(

@@ -9,6 +9,7 @@
     │   └── BackendUnavailableError
     ├── SandboxError          6   the sandbox could not be set up
     │   └── StuckError        6   what was killed does not end
+    ├── CanceledError        15   somebody did not want to wait any longer, before anything had begun
     ├── StoreError            7   the execution store cannot be read or written
     └── InternalError        70   a bug of ours
 
@@ -89,6 +90,12 @@ class SandboxError(ForgeError):
 
 class StuckError(SandboxError):
     """Processes do not end although they were killed: they hang in the kernel."""
+
+
+class CanceledError(ForgeError):
+    """It was canceled before anything had begun."""
+
+    exit_code = 15
 
 
 class StoreError(ForgeError):

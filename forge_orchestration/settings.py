@@ -20,6 +20,7 @@ from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits, updated_limits
 from forge_orchestration.model.sections import (
     CgroupSettings,
+    DownloadSettings,
     GuardSettings,
     HealthSettings,
     HostCheckSettings,
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics: MetricsSettings = MetricsSettings()
     health: HealthSettings = HealthSettings()
     reuse: ReuseSettings = ReuseSettings()
+    downloads: DownloadSettings = DownloadSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -147,7 +149,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "docker_host", "verify_max_age_s", "protected_databases",
-    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse",
+    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads",
 )  # fmt: skip
 
 
@@ -205,6 +207,8 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
             values[section] = table | {
                 key: parse_bytes(value, f"'{key}' in {path}") for key, value in table.items() if key.endswith(ending)
             }
+    if isinstance(table := raw.get("downloads"), dict) and "max" in table:
+        values["downloads"] = table | {"max": parse_bytes(table["max"], f"'max' in {path}")}
     _check_written_paths(raw.get("guard"), path)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:

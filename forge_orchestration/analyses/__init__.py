@@ -17,9 +17,11 @@ from forge_orchestration.analyses.checks import (
     check_environment,
     check_output_pattern,
     check_priority,
+    check_source,
 )  # fmt: skip
 from forge_orchestration.analyses.partitions import check_partitions, checked_partition, partition_path
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.downloads import as_source
 from forge_orchestration.executions.inputs import check_input_name
 from forge_orchestration.model.cron import check_cron
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
@@ -172,8 +174,9 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     check_command(content.command, path)
     if not all(content.command):
         raise SpecError(f"The command in {path} has an empty word.", "Write it as a list: [python, script.py].")
-    for name in content.inputs:
+    for name, source in content.inputs.items():
         check_input_name(name, path)
+        check_source(name, source, path)
     for name, param in content.params.items():
         if param.type not in _TYPES:
             raise SpecError(f"Parameter '{name}' in {path} has type '{param.type}'.", f"The types are: {', '.join(_TYPES)}.")
@@ -306,7 +309,7 @@ def spec_from_definition(
     for name in definition.params:
         if name not in values:
             raise SpecError(f"Parameter '{name}' of analysis '{definition.name}' has no default: give it a value.")
-    sources = {name: source.path for name, source in definition.inputs.items()}
+    sources = {name: as_source(one.url, one.sha256) if one.url else one.path for name, one in definition.inputs.items()}
     for name, path in (inputs or {}).items():
         if name not in sources:
             raise SpecError(

@@ -8,7 +8,10 @@ from typing import cast, get_args
 
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.sections import CachePolicy
+from forge_orchestration.model.spec import InputSource
 
+_URL = re.compile(r"https?://[^\s#{}]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -47,6 +50,23 @@ def check_environment(variables: Mapping[str, str], where: str) -> None:
             raise SpecError(f"'{name[:80]}' in {where} cannot be an environment variable.")
         if name.startswith("FORGE_"):
             raise SpecError(f"The environment variable '{name}' in {where} is Forge's own.", "Choose another name.")
+
+
+def check_source(name: str, source: InputSource, where: str) -> None:
+    """Refuse an input that names no file, or one whose content is not known.
+
+    Raises:
+        SpecError: Names it.
+    """
+    if bool(source.path) == bool(source.url):
+        raise SpecError(f"Input '{name}' in {where} needs a path or a url, and not both.")
+    if source.url and not (_URL.fullmatch(source.url) and _SHA256.fullmatch(source.sha256)):
+        raise SpecError(
+            f"Input '{name}' in {where} has the url {source.url[:200]!r} and the sha256 {source.sha256[:80]!r}.",
+            "A url begins with http:// or https:// and has no '#', and its sha256 is 64 hexadecimal digits in lower case.",
+        )
+    if source.sha256 and not source.url:
+        raise SpecError(f"Input '{name}' in {where} has a sha256 without a url.", "Of files that are there it is computed.")
 
 
 def check_priority(value: object) -> int:

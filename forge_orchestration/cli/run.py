@@ -16,7 +16,7 @@ import msgspec
 
 from forge_orchestration.cli.untrusted import UntrustedOutput
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import SpecError
+from forge_orchestration.errors import CanceledError, SpecError
 from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
@@ -86,7 +86,12 @@ def list_analyses(arguments: argparse.Namespace) -> int:
 def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, summary: bool) -> int:
     with canceled_by_signals() as (cancel, interrupted):
         run = functools.partial(run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry)
-        record = _run_shown(run, as_json=arguments.json, summary=summary)
+        try:
+            record = _run_shown(run, as_json=arguments.json, summary=summary)
+        except CanceledError:
+            if interrupted.is_set():
+                raise KeyboardInterrupt from None
+            raise
     engine.close()
     assert record.end_reason is not None
     return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status

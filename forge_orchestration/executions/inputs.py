@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from forge_orchestration.settings import Settings
 
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
 _PACKAGE = "package://"
+_WEB = ("http://", "https://")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 # file systems tell times in ticks: what is written in the tick in which it was read has the times that it had before
 _TICK_NS = 100_000_000
@@ -62,6 +64,11 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     facts: InputFacts
     owner: tuple[int, int] | None = None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether there is a file; one that is named by a URL may have to be fetched first, though its digest is known."""
+        return self.inode != 0
+
 
 def resolve_input(
     name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache, analysis_folder: str | None = None
@@ -69,7 +76,8 @@ def resolve_input(
     """Check one input and compute its digest.
 
     Args:
-        source: A path, `package://NAME/PATH` for a file in the runtime, or `execution://ID/PATH` for an output that was collected.
+        source: A path, `package://NAME/PATH` for a file in the runtime, `execution://ID/PATH` for an output that was collected, or
+            `https://…#sha256=…` for a file that is fetched.
         site_packages: Where the runtime's packages lie; None if it has none of Python's.
         analysis_folder: Where the analysis' own files lie, which may be inputs wherever that is: they are copied for it anyway.
 
@@ -79,6 +87,8 @@ def resolve_input(
     check_input_name(name, "the request")
     if not source or "\0" in source:
         raise SpecError(f"Input '{name}' has no path.", "Write it as NAME=PATH.")
+    if source.startswith(_WEB):
+        return _resolve_download(name, source, settings, cache)
     expected: OutputFacts | None = None
     in_package = source.startswith(_PACKAGE)
     if in_package and site_packages is None:
@@ -132,6 +142,40 @@ def resolve_input(
         )
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
     return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
+
+
+def _resolve_download(name: str, source: str, settings: Settings, cache: DigestCache) -> ResolvedInput:
+    """What was fetched earlier, if it is still what it was; else where it will be."""
+    from forge_orchestration.executions import downloads  # only who reads from the web waits for what it loads
+
+    wanted = downloads.parsed(name, source, settings.downloads)
+    path = downloads.place(settings.cache_dir, wanted)
+    try:
+        digest, found = digest_of_file(path, cache)
+        if digest == wanted.sha256:
+            facts = InputFacts(name=name, source=source, sha256=digest, bytes=found.st_size)
+            return ResolvedInput(name=name, path=str(path), device=found.st_dev, inode=found.st_ino, facts=facts)
+        path.unlink()  # somebody has changed it
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SpecError(f"Input '{name}' ({source}) was fetched to {path}, which cannot be read: {error.strerror}.") from error
+    return ResolvedInput(
+        name=name, path=str(path), device=0, inode=0, facts=InputFacts(name=name, source=source, sha256=wanted.sha256, bytes=0)
+    )
+
+
+def fetch_input(item: ResolvedInput, settings: Settings, cache: DigestCache, cancel: threading.Event | None) -> ResolvedInput:
+    """The same input with a file.
+
+    Raises:
+        ForgeError: It cannot be fetched, or `cancel` was set.
+    """
+    from forge_orchestration.executions import downloads
+
+    wanted = downloads.parsed(item.name, item.facts.source, settings.downloads)
+    downloads.fetch(item.name, wanted, settings.cache_dir, settings.downloads, cancel)
+    return _resolve_download(item.name, item.facts.source, settings, cache)
 
 
 def digest_of_file(path: Path, cache: DigestCache) -> tuple[str, os.stat_result]:

@@ -23,6 +23,22 @@ class ReuseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy: CachePolicy = "use"
 
 
+class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"max_bytes": "max"}):
+    """Inputs that are fetched from the web.
+
+    Attributes:
+        hosts: Patterns of names of hosts from which inputs may come.
+        max_bytes: Of one file.
+        silence_s: For how long a server may say nothing.
+        max_s: How long one file may take.
+    """
+
+    hosts: tuple[str, ...] = ("*",)
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 100 * 2**30
+    silence_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    max_s: Annotated[float, msgspec.Meta(gt=0)] = 6 * 3600.0
+
+
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`.
 

@@ -28,10 +28,12 @@ class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where an input comes from: a path, `package://NAME/PATH` for a file inside the runtime, or `asset://NAME/OUTPUT` for
-    an output of another analysis.
+    an output of another analysis; or else a `url` and the `sha256` that its content must have.
     """
 
-    path: str
+    path: str = ""
+    url: str = ""
+    sha256: str = ""
     description: str = ""
 
 

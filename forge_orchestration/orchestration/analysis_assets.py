@@ -143,7 +143,8 @@ def described(definition: AnalysisDefinition, settings: Settings) -> str:
     parts = [definition.description or "(no description)"]
     if definition.inputs:
         rows = {
-            name: " ".join(filter(None, [f"`{source.path}`", source.description])) for name, source in definition.inputs.items()
+            name: " ".join(filter(None, [f"`{source.path or source.url}`", source.description]))
+            for name, source in definition.inputs.items()
         }
         parts.append(_rows("Input", "From", rows))
     if definition.outputs:

@@ -25,7 +25,11 @@ from forge_orchestration.settings import load_settings
 class InputModel(dg.Model):
     """Where an input comes from."""
 
-    path: str = Field(description="A path, package://NAME/PATH in the runtime, or asset://NAME/OUTPUT of another analysis.")
+    path: str | None = Field(
+        default=None, description="A path, package://NAME/PATH in the runtime, or asset://NAME/OUTPUT of another analysis."
+    )
+    url: str | None = Field(default=None, description="Instead of a path: where it is fetched, by http or https.")
+    sha256: str | None = Field(default=None, description="With a url: the digest that its content must have.")
     description: str = ""
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from forge_orchestration.analyses import spec_from_definition
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import ForgeError
+from forge_orchestration.errors import CanceledError, ForgeError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.executors.feed import Listener
@@ -77,6 +77,8 @@ def run_analysis(
                 record = _run(engine, spec, context, log, cancel, was_begun=thread is not None and thread.resumed)
             finally:
                 log.finish()
+    except CanceledError:
+        raise dg.DagsterExecutionInterruptedError from None
     except ForgeError as error:
         if error.transient:
             most = definition.retry_with_more.attempts - 1 + TRANSIENT_RETRIES

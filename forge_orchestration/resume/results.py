@@ -17,7 +17,7 @@ from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
 from forge_orchestration.executions.inputs import digest_of_file
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import Cleanup, ExecutionRecord, OutputFacts
+from forge_orchestration.model.record import Cleanup, ExecutionRecord, InputFacts, OutputFacts
 
 _FICLONE = 0x40049409
 _MOST_NAMED = 3
@@ -101,10 +101,16 @@ def reuse_result(
     said = f"Nothing was run: the result of execution {source.execution_id}, of {when} UTC, was made of the very same."
     return msgspec.structs.replace(
         record, status=Status.SUCCEEDED, end_reason=EndReason.COMPLETED, message=said, exit_code=source.exit_code,
-        code=source.code, outputs=source.outputs, rejected_outputs=source.rejected_outputs, metadata=source.metadata,
+        code=source.code, inputs=_with_sizes(record.inputs, source.inputs), outputs=source.outputs, rejected_outputs=source.rejected_outputs, metadata=source.metadata,
         checks=source.checks, logs=logs, ended_at=now, cleanup=Cleanup(finished_at=now),
         cache=msgspec.structs.replace(record.cache, hit=True, source_execution_id=source.execution_id, why=why, reusable=False),
     )  # fmt: skip
+
+
+def _with_sizes(inputs: list[InputFacts], read: list[InputFacts]) -> list[InputFacts]:
+    """Inputs with the sizes of what was read: one that was not fetched this time has none."""
+    sizes = {one.sha256: one.bytes for one in read}
+    return [msgspec.structs.replace(one, bytes=sizes.get(one.sha256, one.bytes)) for one in inputs]
 
 
 def _parents(outputs: Path, path: str) -> list[Path]:

@@ -13,7 +13,7 @@ from forge_orchestration.model.record import ExecutionRecord
 
 EXIT = {
     "SpecError": 2, "HostError": 3, "RuntimeCatalogError": 4, "ExecutorError": 5, "SubmitError": 5, "BackendUnavailableError": 5,
-    "SandboxError": 6, "StuckError": 6, "StoreError": 7, "InternalError": 70,
+    "SandboxError": 6, "StuckError": 6, "StoreError": 7, "CanceledError": 15, "InternalError": 70,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import forge_orchestration
+from forge_orchestration.executions.downloads import Download
 from forge_orchestration.executions.inputs import ResolvedInput
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
@@ -55,6 +56,7 @@ from forge_orchestration.model.record import (
 )  # fmt: skip
 from forge_orchestration.model.sections import (  # fmt: skip
     CgroupSettings,
+    DownloadSettings,
     GuardSettings,
     HealthSettings,
     HostCheckSettings,
@@ -202,6 +204,9 @@ EXAMPLES: list[msgspec.Struct] = [
     PARTITIONS,
     CHECK_FACTS,
     ReuseSettings(policy="refresh"),
+    DownloadSettings(hosts=("*.org",), max_bytes=2**40, silence_s=0.5, max_s=1.5),
+    Download(url="https://a/b", sha256="s"),
+    InputSource(path="", url="https://a/b", sha256="s"),
     Difference(path=TEXT, what=TEXT),
     Replayed(
         original="x", execution_id="y", end_reason="completed", verdict="different", outputs=2,
