@@ -47,7 +47,7 @@ def run(
     listener: Listener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExecutionRecord:
-    """Run an analysis or a command in a sandbox, wait for it, and return its record.
+    """Run an analysis or a command in a sandbox, wait for it, and return its record; of one in stages that of the last that was run.
 
     Args:
         what: Name of an analysis, path of an analysis folder (with a `/`), a command as a list of words, or a complete spec
@@ -73,16 +73,17 @@ def run(
     """
     from forge_orchestration.model.spec import AnalysisSpec
     from forge_orchestration.operations.retry_with_more import run_with_more
+    from forge_orchestration.operations.stages import run_stages
 
     engine = _shared_engine()
     if isinstance(what, AnalysisSpec):
-        spec = what
+        specs = [what]
     elif isinstance(what, str):
-        from forge_orchestration.analyses import load_definition, spec_from_definition
+        from forge_orchestration.analyses import load_definition, specs_from_definition
 
         if outputs or env:
             raise SpecError(f"Outputs and environment of analysis '{what}' are declared in its analysis.yaml.")
-        spec = spec_from_definition(
+        specs = specs_from_definition(
             load_definition(what, engine.settings), engine.settings, runtime=runtime, executor=executor, inputs=inputs,
             partition=partition, params=params, limits=limits, threads=threads, seed=seed, priority=priority, cache=cache,
             asked_by="caller",
@@ -90,11 +91,14 @@ def run(
     else:
         if partition is not None:
             raise SpecError("A command has no partitions.", "Give it the key as one of its words.")
-        spec = command_spec(
+        one = command_spec(
             what, engine.settings, runtime=runtime, executor=executor, inputs=inputs, outputs=outputs, params=params,
             limits=limits, env=env, threads=threads, seed=seed, priority=priority, cache=cache, asked_by="caller",
         )  # fmt: skip
-    record = run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+        specs = [one]
+    record = run_stages(
+        specs, lambda spec: run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+    )[-1]
     if check and not record.succeeded:
         raise ExecutionFailed(record)
     return record

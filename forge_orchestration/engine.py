@@ -123,7 +123,8 @@ class Engine:
             admission = executor.admission()
             if admission is not None:
                 admission.check(spec.limits)
-            inputs = self._fetch(inputs, cancel)
+            if spec.cache != "only":
+                inputs = self._fetch(inputs, cancel)
             record, prepared = self._open(spec, chosen, inputs, wanted, found.damage)
             if spec.cache in ("use", "only"):
                 record = self._wait_for_twin(spec, record, prepared, listener, cancel, wait_for_room)
@@ -324,7 +325,9 @@ class Engine:
                     f"There is no earlier result of '{spec.name}' that could be reused, and nothing else was asked for.{_after(found.damage)}",
                     f"See why: forge why {spec.name}",
                 )
-        except (BackendUnavailableError, SpecError):
+            if found.record is None and record.message:
+                record = self._journal.note(record, folder, message="")
+        except ForgeError:
             self._journal.forget(folder)
             raise
         except BaseException:

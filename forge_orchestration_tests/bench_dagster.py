@@ -105,7 +105,7 @@ from forge_orchestration.settings import load_settings
 settings = load_settings()
 folders = {name: folder for name, folder in analysis_folders(settings).items() if name.startswith("s")}
 defs = dg.Definitions(
-    assets=[asset for asset, _ in analysis_assets(folders, settings, ["forge-python"])],
+    assets=[asset for one in analysis_assets(folders, settings, ["forge-python"]) for asset in one.assets],
     jobs=[dg.define_asset_job("sandboxed", selection=list(folders))],
     executor=sandboxed_executor,
 )

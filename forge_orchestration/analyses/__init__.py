@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ from forge_orchestration.analyses.checks import (
     check_source,
 )  # fmt: skip
 from forge_orchestration.analyses.partitions import check_partitions, checked_partition, partition_path
+from forge_orchestration.analyses.stages import check_stages, stage_of, stages_of, whole_of
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.downloads import as_source
 from forge_orchestration.executions.inputs import check_input_name
@@ -75,9 +77,11 @@ def load_definition(name: str, settings: Settings) -> AnalysisDefinition:
     if "/" in name or name in (".", ".."):
         return with_rules(read_definition(Path(name)), settings)
     folders = analysis_folders(settings)
-    if name not in folders:
+    whole, stage = whole_of(name)
+    if whole not in folders:
         raise SpecError(f"There is no analysis '{name[:80]}'.", f"The analyses are: {', '.join(sorted(folders))}.")
-    return with_rules(read_definition(folders[name]), settings)
+    definition = with_rules(read_definition(folders[whole]), settings)
+    return stage_of(definition, stage) if stage else definition
 
 
 def load_definitions(settings: Settings) -> dict[str, AnalysisDefinition]:
@@ -169,8 +173,19 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     Raises:
         SpecError: One sentence: where, what, and what it should be.
     """
-    if not _NAME.fullmatch(content.name):
-        raise SpecError(f"'{content.name}' cannot be an analysis' name.", "Name it with letters, digits and '_', a letter first.")
+    _check_name(content.name, "an analysis'")
+    if content.stages:
+        _check_staged(content, path)
+    else:
+        _check_content(content, path)
+
+
+def _check_name(name: str, whose: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"'{name}' cannot be {whose} name.", "Name it with letters, digits and '_', a letter first.")
+
+
+def _check_content(content: AnalysisDefinition, path: str) -> None:
     check_command(content.command, path)
     if not all(content.command):
         raise SpecError(f"The command in {path} has an empty word.", "Write it as a list: [python, script.py].")
@@ -213,6 +228,18 @@ def check_definition(content: AnalysisDefinition, path: str) -> None:
     for name, pattern in content.outputs.items():
         check_output_pattern(pattern, f"output '{name}' in {path}")
     updated_limits(Limits(), content.limits, path)
+
+
+def _check_staged(content: AnalysisDefinition, path: str) -> None:
+    for key in ("command", "inputs", "outputs", "checks"):
+        if getattr(content, key):
+            raise SpecError(f"'{key}' in {path} stands beside 'stages'.", "Each stage has its own.")
+    for name in content.stages:
+        _check_name(name, "a stage's")
+    check_stages(content, path)
+    for part in stages_of(content):
+        _check_content(part, f"stage '{whole_of(part.name)[1]}' of {path}")
+    _check_content(msgspec.structs.replace(content, stages={}, command=("true",)), path)  # what no stage has: its schedule
 
 
 def checked_param(name: str, param: Param, value: object, where: str) -> ParamValue:
@@ -349,6 +376,34 @@ def spec_from_definition(
         dagster_run_id=dagster_run_id,
         dagster_step_key=dagster_step_key,
     )
+
+
+def specs_from_definition(
+    definition: AnalysisDefinition, settings: Settings, *, stage: str | None = None, params: Mapping[str, object] | None = None,
+    inputs: Mapping[str, str] | None = None, **asked: Any,
+) -> list[AnalysisSpec]:  # fmt: skip
+    """A request for each stage of `definition`, in their order, or for one of them; of what has no stages one alone.
+
+    Each stage gets those of `params` and `inputs` that it has. Other arguments as those of `spec_from_definition`.
+
+    Raises:
+        SpecError: As there; no stage has such a parameter or input; a runtime is given for several stages.
+    """
+    parts = [stage_of(definition, stage)] if stage is not None else stages_of(definition)
+    if len(parts) > 1 and asked.get("runtime") is not None:
+        raise SpecError(
+            f"Analysis '{definition.name}' has stages, and it is not said which of them the runtime is for.", "Name one stage."
+        )
+    # what no stage has, the first refuses
+    known_params, known_inputs = {name for part in parts for name in part.params}, {name for part in parts for name in part.inputs}
+    return [
+        spec_from_definition(
+            part, settings, **asked,
+            params={name: value for name, value in (params or {}).items() if name in part.params or name not in known_params},
+            inputs={name: value for name, value in (inputs or {}).items() if name in part.inputs or name not in known_inputs},
+        )
+        for part in parts
+    ]  # fmt: skip
 
 
 def _shown(value: object) -> str:

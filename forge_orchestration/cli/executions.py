@@ -79,6 +79,26 @@ def show_logs(arguments: argparse.Namespace) -> int:
         time.sleep(0.1)
 
 
+def pin_execution(arguments: argparse.Namespace) -> int:
+    """`forge executions pin`."""
+    from forge_orchestration.operations.retention import pin
+
+    folder = folder_of(arguments.execution, load_settings())
+    pin(folder, "by hand")
+    print(f"{folder.id} is kept")
+    return 0
+
+
+def unpin_execution(arguments: argparse.Namespace) -> int:
+    """`forge executions unpin`."""
+    from forge_orchestration.operations.retention import unpin
+
+    folder = folder_of(arguments.execution, load_settings())
+    unpin(folder)
+    print(f"{folder.id} may be removed")
+    return 0
+
+
 def folder_of(execution: str, settings: Settings) -> ExecutionFolder:
     """The folder of the execution with this id, or of the newest, which is called `last`.
 

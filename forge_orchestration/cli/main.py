@@ -115,6 +115,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _what_to_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("analysis", metavar="ANALYSIS", help="a name (see: forge analyses), or a folder with an analysis.yaml")
+    parser.add_argument("--stage", metavar="S", help="only this stage of an analysis in stages")
     parser.add_argument("--runtime", metavar="R", help="another runtime than the analysis' own")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="another file for a declared input")
     parser.add_argument("--partition", metavar="KEY", help="which part of an analysis that has partitions")
@@ -205,6 +206,10 @@ def _add_executions(commands: argparse._SubParsersAction[_Parser]) -> None:
     show.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
     show.add_argument("--json", action="store_true", help="print the record as JSON")
     show.set_defaults(command=_lazily("executions", "show_execution"))
+    for name, text in (("pin", "keep one from being removed by forge gc"), ("unpin", "let it be removed again")):
+        kept = actions.add_parser(name, help=text)
+        kept.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
+        kept.set_defaults(command=_lazily("executions", f"{name}_execution"))
     logs = actions.add_parser("logs", help="what it printed")
     logs.add_argument("execution", metavar="ID", help="an execution's id, or `last`")
     logs.add_argument("--stream", choices=["stdout", "stderr", "messages", "all"], default="all", help="only one stream")
@@ -273,7 +278,18 @@ def _add_host(commands: argparse._SubParsersAction[_Parser]) -> None:
     health.add_argument("--full", action="store_true", help="read everything: runtimes, outputs, databases with their indexes")
     health.add_argument("--json", action="store_true", help="print JSON")
     health.set_defaults(command=_lazily("host", "health"))
-    gc = commands.add_parser("gc", help="close executions that a crash left open, and remove what they left behind")
+    gc = commands.add_parser(
+        "gc", help="close executions that a crash left open, and remove what they left behind; and old results, by rules",
+        description="Close executions that a crash left open, and remove what they left behind. With --older-than or --max-size, show"
+        " which ended executions could be removed besides; with --remove, remove them. Never removed are pinned ones, what others have"
+        " read, and the last results.",
+    )  # fmt: skip
+    gc.add_argument("--older-than", metavar="90d", help="what ended longer ago than that")
+    gc.add_argument("--max-size", metavar="500GiB", help="the oldest, until all together take no more than that")
+    gc.add_argument(
+        "--keep-last", type=int, metavar="N", help="results of each analysis and partition that stay in any case (default: 1)"
+    )
+    gc.add_argument("--remove", action="store_true", help="remove them; else they are only shown")
     gc.add_argument("--json", action="store_true", help="print JSON")
     gc.set_defaults(command=_lazily("host", "collect_garbage"))
 

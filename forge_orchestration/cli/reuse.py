@@ -8,37 +8,44 @@ import sys
 
 import msgspec
 
-from forge_orchestration.analyses import load_definition, spec_from_definition
 from forge_orchestration.cli.executions import folder_of
-from forge_orchestration.cli.run import canceled_by_signals, pairs
+from forge_orchestration.cli.run import asked_specs, canceled_by_signals
 from forge_orchestration.cli.show import print_table
 from forge_orchestration.engine import Engine
-from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.errors import SpecError
 from forge_orchestration.operations.replay import Replayed, replay
-from forge_orchestration.operations.why import explain as why
+from forge_orchestration.operations.why import explain_stages
 from forge_orchestration.resume.changes import shortened
 from forge_orchestration.settings import load_settings
 
 
 def explain(arguments: argparse.Namespace) -> int:
     """`forge why`."""
-    engine, spec = _asked(arguments)
-    found = why(engine, spec)
+    settings = load_settings()
+    specs = asked_specs(arguments, settings)
+    engine = Engine(settings)
+    found = explain_stages(engine, specs)
     engine.close()
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    else:
-        print(found.sentence)
-        if found.changes:
-            sys.stdout.flush()
-            print_table([{"part": one.part, "before": shortened(one.before), "now": shortened(one.now)} for one in found.changes])
+        print(msgspec.json.format(msgspec.json.encode(found if len(found) > 1 else found[0]), indent=2).decode())
+        return 0
+    for spec, one in zip(specs, found, strict=True):
+        print(one.sentence if len(found) == 1 else f"{spec.name}: {one.sentence}", flush=True)
+        if one.changes:
+            print_table(
+                [{"part": change.part, "before": shortened(change.before), "now": shortened(change.now)} for change in one.changes]
+            )
     return 0
 
 
 def show_fingerprint(arguments: argparse.Namespace) -> int:
     """`forge fingerprint`."""
-    engine, spec = _asked(arguments)
-    found = engine.fingerprint(spec)
+    settings = load_settings()
+    specs = asked_specs(arguments, settings)
+    if len(specs) > 1:
+        raise SpecError(f"Each stage of '{arguments.analysis}' has a fingerprint of its own.", "Name one: --stage STAGE")
+    engine = Engine(settings)
+    found = engine.fingerprint(specs[0])
     engine.close()
     if arguments.json:
         print(json.dumps({"fingerprint": found.digest, "parts": found.parts}, indent=2))
@@ -77,13 +84,3 @@ def _print_replayed(found: Replayed) -> None:
         print(f"different: {len(found.differences)} of {found.outputs} outputs of {found.original} [{found.execution_id}]")
         for one in found.differences:
             print(f"  {one.path} {one.what}")
-
-
-def _asked(arguments: argparse.Namespace) -> tuple[Engine, AnalysisSpec]:
-    settings = load_settings()
-    spec = spec_from_definition(
-        load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, inputs=pairs(arguments.input, "--input"),
-        partition=arguments.partition, params=pairs(arguments.param, "--param"), threads=arguments.threads, seed=arguments.seed,
-        asked_by="command line",
-    )  # fmt: skip
-    return Engine(settings), spec

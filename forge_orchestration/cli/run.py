@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import msgspec
 
@@ -21,23 +22,38 @@ from forge_orchestration.model.messages import Message
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.operations.retry_with_more import run_with_more
-from forge_orchestration.settings import load_settings
+from forge_orchestration.settings import Settings, load_settings
 
 _LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files")
 
 
 def run_analysis(arguments: argparse.Namespace) -> int:
     """`forge run`."""
-    from forge_orchestration.analyses import load_definition, spec_from_definition
-
     settings = load_settings()
-    spec = spec_from_definition(
-        load_definition(arguments.analysis, settings), settings, runtime=arguments.runtime, executor=arguments.executor,
-        inputs=pairs(arguments.input, "--input"), partition=arguments.partition, params=pairs(arguments.param, "--param"),
-        limits=_limits(arguments), threads=arguments.threads, seed=arguments.seed, priority=arguments.priority, cache=arguments.cache,
-        asked_by="command line",
+    specs = asked_specs(
+        arguments,
+        settings,
+        executor=arguments.executor,
+        limits=_limits(arguments),
+        priority=arguments.priority,
+        cache=arguments.cache,
+    )
+    return _run(Engine(settings), specs, arguments, summary=True)
+
+
+def asked_specs(arguments: argparse.Namespace, settings: Settings, **more: Any) -> list[AnalysisSpec]:
+    """What is asked for: an analysis, one of its stages, or all of them in their order.
+
+    Raises:
+        ForgeError: It cannot be had; the sentence says why.
+    """
+    from forge_orchestration.analyses import load_definition, specs_from_definition
+
+    return specs_from_definition(
+        load_definition(arguments.analysis, settings), settings, stage=arguments.stage, runtime=arguments.runtime,
+        partition=arguments.partition, threads=arguments.threads, seed=arguments.seed, params=pairs(arguments.param, "--param"),
+        inputs=pairs(arguments.input, "--input"), asked_by="command line", **more,
     )  # fmt: skip
-    return _run(Engine(settings), spec, arguments, summary=True)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -50,7 +66,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         outputs=arguments.output, limits=_limits(arguments), env=pairs(arguments.env, "--env"), threads=arguments.threads,
         seed=arguments.seed, priority=arguments.priority, cache=arguments.cache, asked_by="command line",
     )  # fmt: skip
-    return _run(Engine(settings), spec, arguments, summary=False)
+    return _run(Engine(settings), [spec], arguments, summary=False)
 
 
 def resume_execution(arguments: argparse.Namespace) -> int:
@@ -63,7 +79,7 @@ def resume_execution(arguments: argparse.Namespace) -> int:
     record = folder_of(arguments.execution, settings).read_record()
     spec = resumed(record, settings)
     spec = msgspec.structs.replace(spec, limits=updated_limits(spec.limits, _limits(arguments), "the command line"))
-    return _run(Engine(settings), spec, arguments, summary=spec.folder is not None)
+    return _run(Engine(settings), [spec], arguments, summary=spec.folder is not None)
 
 
 def list_analyses(arguments: argparse.Namespace) -> int:
@@ -83,18 +99,31 @@ def list_analyses(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(engine: Engine, spec: AnalysisSpec, arguments: argparse.Namespace, *, summary: bool) -> int:
+def _run(engine: Engine, specs: list[AnalysisSpec], arguments: argparse.Namespace, *, summary: bool) -> int:
+    from forge_orchestration.operations.stages import run_stages
+
     with canceled_by_signals() as (cancel, interrupted):
-        run = functools.partial(run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry)
+
+        def run(spec: AnalysisSpec) -> ExecutionRecord:
+            one = functools.partial(
+                run_with_more, engine, spec, cancel=cancel, wait_for_room=not arguments.no_wait, told=_tell_retry
+            )
+            return _run_shown(one, as_json=arguments.json, summary=summary)
+
         try:
-            record = _run_shown(run, as_json=arguments.json, summary=summary)
+            records = run_stages(specs, run)
         except CanceledError:
             if interrupted.is_set():
                 raise KeyboardInterrupt from None
             raise
     engine.close()
-    assert record.end_reason is not None
-    return 130 if interrupted.is_set() and record.end_reason == "canceled" else record.end_reason.exit_status
+    if arguments.json and len(specs) == 1:
+        print(records[0].to_json())
+    elif arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(records), indent=2).decode())
+    reason = records[-1].end_reason
+    assert reason is not None
+    return 130 if interrupted.is_set() and reason == "canceled" else reason.exit_status
 
 
 @contextlib.contextmanager
@@ -122,7 +151,6 @@ def _tell_retry(record: ExecutionRecord, sentence: str) -> None:
 def _run_shown(run: Callable[..., ExecutionRecord], *, as_json: bool, summary: bool) -> ExecutionRecord:
     if as_json:
         record = run()
-        print(record.to_json())
     else:
         terminal = _Terminal(progress=summary)
         record = run(listener=terminal)

@@ -71,8 +71,11 @@ class ExecutionFolder:
 
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def lock(self, *, wait: bool = True) -> int | None:
+    def lock(self, *, wait: bool = True, shared: bool = False) -> int | None:
         """Take the lock, which is the kernel's and so ends with its holder; returns a descriptor to close.
+
+        Args:
+            shared: With others who only read, and want nobody to remove it meanwhile.
 
         Returns None if there is no such folder, or, unless `wait`, if another process holds the lock.
         """
@@ -81,16 +84,16 @@ class ExecutionFolder:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(fd)
             return None
         return fd
 
     @contextlib.contextmanager
-    def locked(self, *, wait: bool = True) -> Iterator[bool]:
+    def locked(self, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
         """Hold the lock meanwhile; False if it could not be had (see `lock`)."""
-        fd = self.lock(wait=wait)
+        fd = self.lock(wait=wait, shared=shared)
         try:
             yield fd is not None
         finally:

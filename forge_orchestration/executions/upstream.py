@@ -38,7 +38,7 @@ def pinned(
     """
     if not source.startswith(ASSET):
         return source
-    name, _, output = source.removeprefix(ASSET).partition("/")
+    name = analysis_of(source)
     found_ids = (store.latest_success(name, run_id, partition) for run_id in (*dagster_run_ids, None))
     execution_id = next((one for one in found_ids if one is not None), None)
     if execution_id is None:
@@ -46,14 +46,29 @@ def pinned(
         raise SpecError(
             f"Input {source} is not there yet: no execution of '{name[:80]}' has succeeded{part}.", "Run that one first."
         )
-    record = ExecutionFolder(executions_dir, execution_id).read_record()
+    return output_of(ExecutionFolder(executions_dir, execution_id).read_record(), source)
+
+
+def analysis_of(source: str) -> str:
+    """Name of the analysis that `asset://NAME/OUTPUT` is of; empty for anything else."""
+    return source.removeprefix(ASSET).partition("/")[0] if source.startswith(ASSET) else ""
+
+
+def output_of(record: ExecutionRecord, source: str) -> str:
+    """The output that `asset://NAME/OUTPUT` stands for, of this very execution.
+
+    Raises:
+        SpecError: It has no such output.
+    """
+    output = source.removeprefix(ASSET).partition("/")[2]
+    execution_id = record.execution_id
     declared = [one for one in record.outputs if one.name != one.path] or record.outputs
     found = [one for one in declared if output in ("", one.name)] or [one for one in record.outputs if output == one.path]
     if len(found) != 1:
         known = ", ".join(dict.fromkeys(one.name for one in declared)) or "none"
         raise SpecError(
             f"Input {source} is {len(found) or 'none'} of the outputs of execution {execution_id}, and must be one.",
-            f"Name one: {ASSET}{name}/OUTPUT. Its outputs: {known}.",
+            f"Name one: {ASSET}{analysis_of(source)}/OUTPUT. Its outputs: {known}.",
         )
     return f"{EXECUTION}{execution_id}/{found[0].path}"
 

@@ -241,9 +241,11 @@ class LocalExecutor(AnalysisExecutor):
             for item in execution.inputs
         ]
         system_binds, system_links = view.system_view()
-        pipes = pipes_environment(spec.name, spec.dagster_run_id or folder.id, spec.params, view.MESSAGES, spec.partition)
+        pipes = pipes_environment(
+            spec.name.replace(".", "/"), spec.dagster_run_id or folder.id, spec.params, view.MESSAGES, spec.partition
+        )
         return LaunchPlan(
-            execution_id=folder.id, analysis=spec.name, folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=spawner.bubblewrap, command=spec.command,
+            execution_id=folder.id, analysis=spec.name.replace(".", "/"), folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=spawner.bubblewrap, command=spec.command,
             environment=view.environment(
                 activation=runtime.activation, declared=pipes | spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0,
                 partition=spec.partition,

@@ -70,8 +70,31 @@ class Partitions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @compiled
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage of an analysis; what it does not say is as the analysis says it.
+
+    Attributes:
+        inputs: As those of an analysis, and `stage://STAGE/OUTPUT` for an output of another stage.
+        params: Names of the analysis' parameters that it uses; None: all. Of the others none decides its result.
+        files: Names of the files and folders in the analysis' folder that it uses; none: all. Likewise.
+    """
+
+    command: tuple[str, ...]
+    description: str = ""
+    runtime: str = ""
+    inputs: dict[str, InputSource] = {}
+    outputs: dict[str, str] = {}
+    checks: dict[str, str] = {}
+    params: tuple[str, ...] | None = None
+    files: tuple[str, ...] = ()
+    limits: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    threads: int | None = None
+
+
+@compiled
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's.
+    """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's. It has a `command`, or else `stages`.
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
     that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
@@ -81,7 +104,8 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     name: str
     folder: str
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
+    stages: dict[str, Stage] = {}
     files: tuple[str, ...] = ()
     function: str = ""
     description: str = ""

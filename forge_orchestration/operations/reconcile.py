@@ -11,6 +11,7 @@ from pathlib import Path
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import HostError
 from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time
+from forge_orchestration.operations.retention import remove_torn
 from forge_orchestration.operations.workers import remove_groups
 from forge_orchestration.runtimes.building import remove_leftovers
 from forge_orchestration.sandbox.cgroups.find import find_site
@@ -42,6 +43,7 @@ def reconcile(engine: Engine) -> Reconciled:
             store.forget(execution_id)  # someone removed its folder
             report.removed.append(f"row of {execution_id}, whose folder is gone")
         recovery.remove_nameless()
+        report.removed += remove_torn(settings)
         if site is not None:
             runs, problems = remove_groups(site, settings.workers_dir)
             report.removed += [f"group of the worker of run {run_id}" for run_id in runs]

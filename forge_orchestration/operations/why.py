@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.upstream import analysis_of
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.operations.stages import with_outputs_of
 from forge_orchestration.resume.changes import ChangedPart, changes_since, named
 from forge_orchestration.resume.fingerprint import Fingerprint
 from forge_orchestration.resume.results import find_result
@@ -23,7 +26,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         would_run: Whether anything would be computed.
         sentence: That, and why.
-        fingerprint: Of the next execution.
+        fingerprint: Of the next execution; empty if it is not known, because what it reads is not made yet.
         compared_with: Execution whose result would be taken, or the last one that `changes` are since; None if there is none.
     """
 
@@ -55,6 +58,30 @@ def explain(engine: Engine, spec: AnalysisSpec) -> Explanation:
         would_run=spec.cache != "only", fingerprint=wanted.digest, compared_with=last.execution_id if last is not None else None,
         changes=changes, sentence=_sentence(spec, wanted, found.damage, last, changes),
     )  # fmt: skip
+
+
+def explain_stages(engine: Engine, specs: Sequence[AnalysisSpec]) -> list[Explanation]:
+    """The same for each stage of an analysis, in their order: what reads a stage that would run would run too.
+
+    Raises:
+        ForgeError: It could not be run at all.
+    """
+    explanations: list[Explanation] = []
+    running: set[str] = set()
+    made: dict[str, ExecutionRecord] = {}
+    for spec in specs:
+        first = next((name for source in spec.inputs.values() if (name := analysis_of(source)) in running), None)
+        if first is not None:
+            sentence = f"It would run, because it reads what '{first}' makes, which would run."
+            found = Explanation(would_run=True, sentence=sentence, fingerprint="")
+        else:
+            found = explain(engine, with_outputs_of(spec, made))
+        if found.would_run or found.compared_with is None:
+            running.add(spec.name)
+        else:
+            made[spec.name] = ExecutionFolder(engine.settings.executions_dir, found.compared_with).read_record()
+        explanations.append(found)
+    return explanations
 
 
 def _last(engine: Engine, spec: AnalysisSpec) -> ExecutionRecord | None:

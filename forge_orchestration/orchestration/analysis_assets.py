@@ -11,9 +11,10 @@ import dagster as dg
 from dagster._utils.schedules import is_valid_cron_schedule
 
 from forge_orchestration.analyses import effective_limits
+from forge_orchestration.analyses.stages import stages_of, whole_of
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.messages import printable
-from forge_orchestration.executions.upstream import ASSET
+from forge_orchestration.executions.upstream import analysis_of
 from forge_orchestration.model.limits import check_limits, limits_as_written
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.op_config import config_schema, describe_param
@@ -21,6 +22,19 @@ from forge_orchestration.orchestration.partitions import backfill_policy, materi
 from forge_orchestration.orchestration.step import failure_of, materialize
 from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.settings import Settings
+
+
+def assets_of(
+    definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
+) -> list[dg.AssetsDefinition]:
+    """The assets of one analysis: one, or one a stage.
+
+    Raises:
+        ForgeError: As for `analysis_asset`.
+    """
+    if definition.schedule and not is_valid_cron_schedule(definition.schedule):
+        raise SpecError(f"'schedule: {definition.schedule}' of '{definition.name}' is no time that ever comes.", "Correct it.")
+    return [analysis_asset(part, settings, runtimes, executors) for part in stages_of(definition)]
 
 
 def analysis_asset(
@@ -37,8 +51,6 @@ def analysis_asset(
     """
     if definition.partitions is not None:
         partitions_def = partitions_definition(definition.partitions)
-    if definition.schedule and not is_valid_cron_schedule(definition.schedule):
-        raise SpecError(f"'schedule: {definition.schedule}' of '{definition.name}' is no time that ever comes.", "Correct it.")
     schema = schema_of(definition, settings, runtimes, executors, has_partitions=partitions_def is not None)
 
     def run(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -78,9 +90,10 @@ def schema_of(
 
 
 def upstream_assets(definition: AnalysisDefinition) -> list[str]:
-    """Names of the analyses whose outputs it reads."""
-    sources = [source.path for source in definition.inputs.values() if source.path.startswith(ASSET)]
-    return list(dict.fromkeys(source.removeprefix(ASSET).partition("/")[0] for source in sources))
+    """Names of the analyses, and stages of analyses, whose outputs it reads; of its own stages it says nothing."""
+    sources = [source.path for part in stages_of(definition) for source in part.inputs.values()]
+    names = dict.fromkeys(name for source in sources if (name := analysis_of(source)))
+    return [name for name in names if not definition.stages or whole_of(name)[0] != definition.name]
 
 
 def broken_asset(name: str, error: ForgeError) -> dg.AssetsDefinition:
@@ -107,10 +120,17 @@ def _asset(
     policy: dg.BackfillPolicy | None = None,
     checks: Mapping[str, str] | None = None,
 ) -> dg.AssetsDefinition:
+    key = dg.AssetKey(key_path(name))
     spec = dg.AssetSpec(
-        [name], deps=deps, group_name=_safe(group), description=description, kinds=kinds, tags=tags, partitions_def=partitions_def
+        key,
+        deps=[dg.AssetKey(key_path(one)) for one in deps],
+        group_name=_safe(group),
+        description=description,
+        kinds=kinds,
+        tags=tags,
+        partitions_def=partitions_def,
     )
-    specs = [dg.AssetCheckSpec(check, asset=name, description=expects or None) for check, expects in (checks or {}).items()]
+    specs = [dg.AssetCheckSpec(check, asset=key, description=expects or None) for check, expects in (checks or {}).items()]
     decorate = dg.multi_asset(
         check_specs=specs,
         name=op_name(name), specs=[spec], description=description, config_schema=schema, partitions_def=partitions_def,
@@ -121,7 +141,12 @@ def _asset(
 
 def op_name(analysis: str) -> str:
     """The op of an analysis: `run_` and its name. In Dagster no op is named as a job is, and the job comes first."""
-    return f"run_{analysis}"
+    return f"run_{analysis.replace('.', '__')}"
+
+
+def key_path(analysis: str) -> list[str]:
+    """The key of an analysis' asset: its name, and that of the stage."""
+    return analysis.split(".")
 
 
 def usable_name(name: str, taken: Collection[str]) -> str:

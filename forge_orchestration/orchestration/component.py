@@ -16,8 +16,8 @@ from forge_orchestration.analyses import definition_from, read_definition, with_
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.sections import CachePolicy
-from forge_orchestration.orchestration.analysis_assets import analysis_asset
-from forge_orchestration.orchestration.launchable import launchable
+from forge_orchestration.orchestration.analysis_assets import assets_of
+from forge_orchestration.orchestration.launchable import Launchable, launchable
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import load_settings
 
@@ -134,5 +134,5 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
         if own and (folder / "analysis.yaml").is_file():
             raise SpecError(f"{folder} has both an analysis.yaml and attributes in its defs.yaml.", "Remove one of them.")
         definition = definition_from(msgspec.to_builtins(own), folder, folder / "defs.yaml") if own else read_definition(folder)
-        asset = analysis_asset(with_rules(definition, settings), settings, runtime_names(settings), executor_names())
-        return launchable([(asset, definition)])
+        assets = assets_of(with_rules(definition, settings), settings, runtime_names(settings), executor_names())
+        return launchable([Launchable(definition.name, assets, definition)])

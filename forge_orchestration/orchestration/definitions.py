@@ -7,13 +7,14 @@ from pathlib import Path
 import dagster as dg
 
 from forge_orchestration.analyses import analysis_folders, read_definition, with_rules
+from forge_orchestration.analyses.stages import whole_of
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration import full_verification, runtime_repair
-from forge_orchestration.orchestration.analysis_assets import analysis_asset, broken_asset, op_name, upstream_assets, usable_name
+from forge_orchestration.orchestration.analysis_assets import assets_of, broken_asset, op_name, upstream_assets, usable_name
 from forge_orchestration.orchestration.health import health_definitions
-from forge_orchestration.orchestration.launchable import launchable
+from forge_orchestration.orchestration.launchable import Launchable, launchable
 from forge_orchestration.orchestration.reconciliation import reconciliation_definitions
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings, load_settings
@@ -32,27 +33,25 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return dg.Definitions.merge(analyses, health_definitions(settings), reconciliation_definitions(settings))
 
 
-def analysis_assets(
-    folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]
-) -> list[tuple[dg.AssetsDefinition, AnalysisDefinition | None]]:
-    """An asset for each folder, and its definition; one that cannot be used is shown as such, and the others are there all the same."""
-    assets: list[tuple[dg.AssetsDefinition, AnalysisDefinition | None]] = []
+def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequence[str]) -> list[Launchable]:
+    """The assets of each folder, and its definition; one that cannot be used is shown as such, and the others are there all the same."""
+    found: list[Launchable] = []
     taken, executors = set(folders), executor_names()
-    definitions = {name: found for name, folder in folders.items() if (found := _readable(folder)) is not None}
+    definitions = {name: one for name, folder in folders.items() if (one := _readable(folder)) is not None}
     for name, folder in folders.items():
         try:
             _check_name(name, folders)
             definition = definitions.get(name) or read_definition(folder)
             _check_upstream(name, definitions)
             _check_partitions(name, definitions)
-            assets.append((analysis_asset(with_rules(definition, settings), settings, runtimes, executors), definition))
+            found.append(Launchable(name, assets_of(with_rules(definition, settings), settings, runtimes, executors), definition))
         except (ForgeError, dg.DagsterInvalidDefinitionError) as error:
             told = error if isinstance(error, ForgeError) else SpecError(f"Dagster refuses analysis '{name}': {error}")
             _log.warning("An analysis cannot be used: %s", told)
             shown = usable_name(name, taken - {name} if isinstance(error, ForgeError) else taken)
             taken.add(shown)
-            assets.append((broken_asset(shown, told), None))
-    return assets
+            found.append(Launchable(shown, [broken_asset(shown, told)], None))
+    return found
 
 
 def _readable(folder: Path) -> AnalysisDefinition | None:
@@ -71,7 +70,7 @@ def _check_upstream(name: str, definitions: Mapping[str, AnalysisDefinition]) ->
     seen: list[str] = []
     coming = upstream_assets(definitions[name])
     while coming:
-        if (other := coming.pop()) == name:
+        if (other := whole_of(coming.pop())[0]) == name:
             raise SpecError(f"Analysis '{name}' reads what it makes itself, by way of {', '.join(seen) or 'nothing'}.")
         if other in definitions and other not in seen:
             seen.append(other)
@@ -85,7 +84,7 @@ def _check_partitions(name: str, definitions: Mapping[str, AnalysisDefinition]) 
         SpecError: Names that one.
     """
     own = definitions[name].partitions
-    for other in upstream_assets(definitions[name]):
+    for other in {whole_of(one)[0] for one in upstream_assets(definitions[name])}:
         read = definitions[other].partitions if other in definitions else None
         if read is None:
             continue

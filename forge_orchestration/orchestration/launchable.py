@@ -1,6 +1,7 @@
 """What makes an analysis' asset launchable by itself: its job, and its schedule if it has one."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import dagster as dg
 
@@ -8,18 +9,28 @@ from forge_orchestration.model.spec import AnalysisDefinition
 from forge_orchestration.orchestration.sandboxed_executor import sandboxed_executor
 
 
-def launchable(assets: Sequence[tuple[dg.AssetsDefinition, AnalysisDefinition | None]]) -> dg.Definitions:
-    """Assets with a job each, called as they are, by `sandboxed_executor`; and the schedules that their definitions ask for.
+class Launchable(NamedTuple):
+    """An analysis: its assets, one a stage, and its definition, unless it cannot be used."""
+
+    name: str
+    assets: list[dg.AssetsDefinition]
+    definition: AnalysisDefinition | None
+
+
+def launchable(analyses: Sequence[Launchable]) -> dg.Definitions:
+    """Assets with a job for each analysis, called as it is, by `sandboxed_executor`; and the schedules that definitions ask for.
 
     Schedules are stopped until somebody starts them, as all of Dagster's.
     """
     jobs, schedules = [], []
-    for asset, definition in assets:
-        name, description = asset.key.path[-1], asset.descriptions_by_key[asset.key]
-        jobs.append(dg.define_asset_job(name, selection=[asset.key], description=description))
+    for name, assets, definition in analyses:
+        described = definition.description if definition is not None and definition.stages else None
+        description = described or assets[0].descriptions_by_key[assets[0].key]
+        jobs.append(dg.define_asset_job(name, selection=[asset.key for asset in assets], description=description))
         if definition is not None and definition.schedule:
-            schedules.append(_schedule(definition, asset.partitions_def))
-    return dg.Definitions(assets=[asset for asset, _ in assets], jobs=jobs, schedules=schedules, executor=sandboxed_executor)
+            schedules.append(_schedule(definition, assets[0].partitions_def))
+    every = [asset for one in analyses for asset in one.assets]
+    return dg.Definitions(assets=every, jobs=jobs, schedules=schedules, executor=sandboxed_executor)
 
 
 def _schedule(definition: AnalysisDefinition, windows: dg.PartitionsDefinition[str] | None) -> dg.ScheduleDefinition:

@@ -127,7 +127,7 @@ def _runtime_choice(definition: AnalysisDefinition, runtimes: Sequence[str]) -> 
     """The names in the catalog; and, where an analysis asks for one build of a runtime (`NAME@BUILD`), that one too."""
     type_name = "ForgeRuntime"
     if definition.runtime.partition("@")[0] in runtimes and definition.runtime not in runtimes:
-        type_name, runtimes = f"ForgeRuntime_{definition.name}", [*runtimes, definition.runtime]
+        type_name, runtimes = f"ForgeRuntime_{definition.name.replace('.', '__')}", [*runtimes, definition.runtime]
     return _choice(type_name, runtimes, definition.runtime, "Software environment to run in.", "runtime")
 
 
@@ -141,7 +141,7 @@ def _param_field(analysis: str, name: str, param: Param) -> dg.Field:
     kind = _SCALARS.get(param.type)
     if kind is None:
         raise SpecError(f"Parameter '{name}' of {analysis} has the type '{param.type}'.", f"Types: {', '.join(_SCALARS)}.")
-    type_name = f"Forge_{len(analysis)}_{analysis}_{name}"  # with the length no two are called the same
+    type_name = f"Forge_{len(analysis)}_{analysis.replace('.', '__')}_{name}"  # with the length no two are called the same
     scalar: Any = Checked(type_name, kind, partial(checked_param, name, param, where="the op config"))
     if param.type == "str" and param.choices:
         scalar = dg.Enum(type_name, [dg.EnumValue(str(choice)) for choice in dict.fromkeys(param.choices)])

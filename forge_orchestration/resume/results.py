@@ -17,7 +17,7 @@ from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
 from forge_orchestration.executions.inputs import digest_of_file
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import Cleanup, ExecutionRecord, InputFacts, OutputFacts
+from forge_orchestration.model.record import Cleanup, ExecutionRecord, InputFacts, LogFacts, OutputFacts
 
 _FICLONE = 0x40049409
 _MOST_NAMED = 3
@@ -85,17 +85,10 @@ def reuse_result(
         OSError: The outputs cannot be had in the new folder.
     """
     there = ExecutionFolder(folder.path.parent, source.execution_id)
-    for output in source.outputs:
-        _share_output(there.outputs / output.path, folder.outputs / output.path, output, store)
+    with there.locked(shared=True):  # nobody removes it meanwhile
+        logs = _share_all(source, there, folder, store)
     for path in {folder.outputs, *(parent for one in source.outputs for parent in _parents(folder.outputs, one.path))}:
         sync_folder(path)
-    logs = {}
-    for stream, log in source.logs.items():
-        with contextlib.suppress(FileNotFoundError):  # what nobody needs to be right
-            _share(there.log(stream), folder.log(stream))
-        logs[stream] = msgspec.structs.replace(log, path=str(folder.log(stream)))
-    with contextlib.suppress(FileNotFoundError):
-        _share(there.messages, folder.messages)
     now = time.time()
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(source.ended_at or 0))
     said = f"Nothing was run: the result of execution {source.execution_id}, of {when} UTC, was made of the very same."
@@ -105,6 +98,19 @@ def reuse_result(
         checks=source.checks, logs=logs, ended_at=now, cleanup=Cleanup(finished_at=now),
         cache=msgspec.structs.replace(record.cache, hit=True, source_execution_id=source.execution_id, why=why, reusable=False),
     )  # fmt: skip
+
+
+def _share_all(source: ExecutionRecord, there: ExecutionFolder, folder: ExecutionFolder, store: Store) -> dict[str, LogFacts]:
+    for output in source.outputs:
+        _share_output(there.outputs / output.path, folder.outputs / output.path, output, store)
+    logs = {}
+    for stream, log in source.logs.items():
+        with contextlib.suppress(FileNotFoundError):  # what nobody needs to be right
+            _share(there.log(stream), folder.log(stream))
+        logs[stream] = msgspec.structs.replace(log, path=str(folder.log(stream)))
+    with contextlib.suppress(FileNotFoundError):
+        _share(there.messages, folder.messages)
+    return logs
 
 
 def _with_sizes(inputs: list[InputFacts], read: list[InputFacts]) -> list[InputFacts]:

@@ -193,7 +193,11 @@ def kill_the_worker(deployment: Deployment, instance: dg.DagsterInstance, server
     time.sleep(chance.uniform(0, 2.5) * PATIENCE)
     first = folder.worker()
     assert first is not None
-    os.kill(first.process.pid, signal.SIGKILL)
+    try:
+        os.kill(first.process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it was done sooner: nobody was hit
+        assert server.wait(run_id) == "SUCCESS"
+        return kill_the_worker(deployment, instance, server, chance)
     killed = time.monotonic()
     if server.status(run_id) != "SUCCESS":
         wait_for("another worker, or the end", lambda: folder.worker() != first or server.status(run_id) == "SUCCESS")

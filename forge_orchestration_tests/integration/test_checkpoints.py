@@ -17,8 +17,8 @@ from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration_tests.conftest import PATIENCE, Forge, wait_until
 
-ITEMS = 20
-STEP_S = 0.15 * PATIENCE
+ITEMS = 12
+STEP_S = 0.12 * PATIENCE
 STEPS = f"""\
 import os, sys, time
 import forge_checkpoint

@@ -230,6 +230,7 @@ class TestSeveral:
         assert not check["success"]
         assert check["description"] == "Failed in 1 of 3 partitions. The first, b: text b"
 
+    @pytest.mark.slow
     def test_a_worker_that_is_killed_goes_on_with_the_rest(self, deployment: Deployment, server: Webserver) -> None:
         keys = [f"s{number:02}" for number in range(40)]
         add_keys(server, "samples", keys)

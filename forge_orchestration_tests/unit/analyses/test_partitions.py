@@ -12,9 +12,9 @@ from forge_orchestration.analyses import read_definition, spec_from_definition
 from forge_orchestration.analyses.partitions import checked_partition
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.spec import AnalysisDefinition, Partitions
-from forge_orchestration.orchestration.analysis_assets import analysis_asset
+from forge_orchestration.orchestration.analysis_assets import analysis_asset, assets_of
 from forge_orchestration.orchestration.definitions import analysis_assets
-from forge_orchestration.orchestration.launchable import launchable
+from forge_orchestration.orchestration.launchable import Launchable, launchable
 from forge_orchestration.orchestration.partitions import partitions_definition
 from forge_orchestration.settings import Settings
 
@@ -131,7 +131,7 @@ def test_a_schedule_that_cannot_be(folder: Path, text: str, sentence: str) -> No
 
 def test_nor_can_one_whose_day_never_comes(folder: Path, settings: Settings) -> None:
     with pytest.raises(SpecError, match="no time that ever comes"):
-        analysis_asset(read(folder, "schedule: '0 0 31 2 *'"), settings, ["forge-python"], ["local"])
+        assets_of(read(folder, "schedule: '0 0 31 2 *'"), settings, ["forge-python"], ["local"])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_is_cut_otherwise_cannot_be_read(
     assets = analysis_assets(folders, settings, ["forge-python"])
     with dg.instance_for_test():
         launchable(assets).get_repository_def()  # which Dagster would refuse as a whole
-    told = assets[1][0].descriptions_by_key[assets[1][0].key] or ""
+    told = assets[1].assets[0].descriptions_by_key[assets[1].assets[0].key] or ""
     assert (sentence in told) if sentence else ("cannot be used" not in told), told
 
 
@@ -173,7 +173,7 @@ def ticked(definition: AnalysisDefinition, settings: Settings, at: datetime) -> 
     """Partitions of the runs that its schedule asks for at a moment."""
     asset = analysis_asset(definition, settings, [definition.runtime], ["local"])
     with dg.instance_for_test() as instance:  # which Dagster asks while it makes a repository
-        repository = launchable([(asset, definition)]).get_repository_def()
+        repository = launchable([Launchable(definition.name, [asset], definition)]).get_repository_def()
         (schedule,) = repository.schedule_defs
         assert (schedule.name, schedule.cron_schedule, schedule.execution_timezone) == ("cut_schedule", "0 3 * * *", "UTC")
         context = dg.build_schedule_context(instance, scheduled_execution_time=at, repository_def=repository)

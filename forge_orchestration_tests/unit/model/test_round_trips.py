@@ -70,11 +70,12 @@ from forge_orchestration.model.sections import (  # fmt: skip
     RuntimeRule,
     SupervisionSettings,
 )
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore, Stage
 from forge_orchestration.operations.compare import Difference
 from forge_orchestration.operations.inspection import Inspection
 from forge_orchestration.operations.reconcile import Reconciled
 from forge_orchestration.operations.replay import Replayed
+from forge_orchestration.operations.retention import Removal, Rules
 from forge_orchestration.operations.verification import Verification
 from forge_orchestration.operations.why import Explanation
 from forge_orchestration.operations.workers import Worker, WorkerEnd
@@ -147,6 +148,10 @@ PLAN = LaunchPlan(
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 RETRY = RetryWithMore(attempts=3, factor=1.5)
+STAGE = Stage(
+    command=("c", TEXT), description=TEXT, runtime="r", inputs={"i": InputSource(path="stage://a/b")}, outputs={"o": "*"},
+    checks={"c": "expects"}, params=("p",), files=("f",), limits={"pids": 5}, env={"A": TEXT}, threads=2,
+)  # fmt: skip
 PARTITIONS = Partitions(keys=("a", "b"), every="day", start=date(2026, 1, 1), dynamic="d", per_run=3)
 SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
@@ -199,8 +204,12 @@ EXAMPLES: list[msgspec.Struct] = [
         checks={"c": "expects"},
         cache="off",
         deterministic=True,
+        stages={"s": STAGE},
     ),
     RETRY,
+    STAGE,
+    Rules(older_than_s=1.5, max_bytes=2**40, keep_last=0),
+    Removal(what="x", analysis=TEXT, ended_at=0.5, bytes=2**40, why="age"),
     PARTITIONS,
     CHECK_FACTS,
     ReuseSettings(policy="refresh"),
@@ -249,7 +258,7 @@ EXAMPLES: list[msgspec.Struct] = [
 ]  # fmt: skip
 # they stay in the process that made them
 NOT_SERIALISED = {
-    "Settings", "Observed", "Collected", "Found", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
+    "Settings", "Observed", "Collected", "Found", "_Kept", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
     "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File", "Installed", "Tree",
 }  # fmt: skip
 
