@@ -203,7 +203,7 @@ class _Names:
 def _protected(there: dict[str, _Kept], keep_last: int) -> set[str]:
     protected = {one.execution_id for one in there.values() if one.is_pinned or not Status(one.status).is_final}
     last: dict[tuple[str, str | None], list[_Kept]] = defaultdict(list)
-    for one in sorted(there.values(), key=lambda one: one.execution_id, reverse=True):
+    for one in sorted(there.values(), key=lambda one: (one.ended_at, one.execution_id), reverse=True):
         if one.status == Status.SUCCEEDED:
             last[one.analysis, one.partition].append(one)
     for results in last.values():

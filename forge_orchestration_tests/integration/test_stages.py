@@ -174,7 +174,7 @@ def test_one_goes_on_from_its_checkpoint(other_forge: Forge, analysis: Path) -> 
             "stage://draw/others",
             "is output 'others' of stage 'draw', which has none such. It has: numbers.",
         ),
-        ("{sum: sum.txt}", "{numbers: sum.txt}", "Output 'numbers' in "),
+        ("{told: told.txt}", "{sum: told.txt}", "Output 'sum' in "),
         (
             "outputs: {numbers: numbers.txt}",
             "inputs: {s: {path: 'stage://add/sum'}}\n    outputs: {numbers: numbers.txt}",
