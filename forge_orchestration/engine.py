@@ -30,7 +30,7 @@ from forge_orchestration.model.record import CacheFacts, CodeFacts, ExecutionRec
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.resume import checkpoint, reuse
 from forge_orchestration.resume.fingerprint import Fingerprint
-from forge_orchestration.resume.results import Found, find_result, reuse_result
+from forge_orchestration.resume.results import Found, ResultGone, find_result, reuse_result
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
 from forge_orchestration.sandbox import linux
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _Resolved = tuple[ResolvedRuntime, tuple[ResolvedInput, ...]]
 _LOOK_S = 0.1
+_CONFIRMED_WITHIN_S = 60.0  # after its end a result is said to be reusable, or not
 _RECOVERY_S = 2.0  # a short execution waits at most so long for what dead ones left; the rest is for the next start
 
 
@@ -118,7 +119,8 @@ class Engine:
         found = reuse.find(spec, wanted, self.settings, self.store)
         try:
             if found.record is not None:
-                return self._reuse(found, *self._open(spec, chosen, inputs, wanted, runs=False), listener)
+                with contextlib.suppress(ResultGone):  # removed or changed in this very moment
+                    return self._reuse(found, *self._open(spec, chosen, inputs, wanted, runs=False), listener)
             executor.check()
             admission = executor.admission()
             if admission is not None:
@@ -265,7 +267,7 @@ class Engine:
         prepared = msgspec.structs.replace(prepared, checkpoint=checkpoint.plan_of(spec, record.fingerprint, self.settings))
         try:
             handle = executor.submit(spec, prepared)
-        except ForgeError as error:
+        except (ForgeError, OSError) as error:
             record = self._journal.close_unstarted(record, prepared.folder, EndReason.EXECUTOR_ERROR, str(error))
             record = self._look_after(guard, record, prepared.folder)  # it may have run before it was given up
             with contextlib.suppress(ForgeError, OSError):  # what cannot be removed now is left to `forge gc`
@@ -276,18 +278,21 @@ class Engine:
     def _reuse(
         self, found: Found, record: ExecutionRecord, prepared: PreparedExecution, listener: Listener | None
     ) -> ExecutionRecord:
-        """Give the execution the result that was found, which ends it."""
+        """Give the execution the result that was found, which ends it.
+
+        Raises:
+            ResultGone: It is no longer what was found; the execution is forgotten.
+        """
         assert found.record is not None
         folder = prepared.folder
         try:
             with folder.locked():
                 record = reuse_result(found.record, record, folder, self.store, found.damage)
                 record = self._journal.note(record, folder)
-        except OSError as error:
+        except BaseException as error:
             self._journal.forget(folder)
-            raise not_written(folder, error) from error
-        except BaseException:
-            self._journal.forget(folder)
+            if isinstance(error, OSError):
+                raise not_written(folder, error) from error
             raise
         if listener is not None:
             listener.on_started(record)
@@ -333,11 +338,22 @@ class Engine:
         except BaseException:
             self._journal.close_unstarted(record, prepared.folder, EndReason.CANCELED, "Canceled before it began.")
             raise
-        return self._reuse(found, record, prepared, listener) if found.record is not None else record
+        if found.record is None:
+            return record
+        try:
+            return self._reuse(found, record, prepared, listener)
+        except ResultGone:
+            return self.run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
 
     def _twin(self, fingerprint: str, folder: ExecutionFolder) -> str | None:
         for execution_id in self.store.twins_before(fingerprint, folder.id):
-            if somebody_is_there(ExecutionFolder(self.settings.executions_dir, execution_id), self.store):
+            other = ExecutionFolder(self.settings.executions_dir, execution_id)
+            with contextlib.suppress(ForgeError):
+                record = other.read_record()
+                # its row does not say so yet; of a success it soon will, unless its controller forgot it
+                if record.status.is_final and (not record.succeeded or time.time() - (record.ended_at or 0) > _CONFIRMED_WITHIN_S):
+                    continue
+            if somebody_is_there(other, self.store):
                 return execution_id
         return None
 
@@ -456,10 +472,13 @@ class Engine:
         return record
 
     def _confirm(self, record: ExecutionRecord, folder: ExecutionFolder) -> ExecutionRecord:
-        """With whether the result may be reused."""
-        confirmed = reuse.confirmed(record, folder, self.store)
-        if confirmed is not record:
-            self._journal.add(confirmed, folder)
+        """With whether the result may be reused, if that can be found out now."""
+        try:
+            confirmed = reuse.confirmed(record, folder, self.store)
+            if confirmed is not record:
+                self._journal.add(confirmed, folder)
+        except StoreError:  # it has ended well all the same; `forge gc` looks again
+            return record
         checkpoint.forget(confirmed, self.settings)
         return confirmed
 

@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 import msgspec
 
 from forge_orchestration.errors import SpecError
-from forge_orchestration.executions.upstream import ASSET
+from forge_orchestration.executions.upstream import ASSET, analysis_of
 from forge_orchestration.model.spec import AnalysisDefinition, InputSource, Stage
 
 STAGE = "stage://"
@@ -61,6 +61,11 @@ def check_stages(definition: AnalysisDefinition, path: str) -> None:
                 known = ", ".join(definition.params) or "none"
                 raise SpecError(f"Stage '{name}' in {path} uses a parameter '{one}', which is not declared.", f"Declared: {known}.")
         for label, source in stage.inputs.items():
+            if whole_of(analysis_of(source.path))[0] == definition.name:
+                raise SpecError(
+                    f"Input '{label}' of stage '{name}' in {path} is {source.path}, of the analysis itself.",
+                    f"Write {STAGE}STAGE/OUTPUT.",
+                )
             if source.path.startswith(STAGE):
                 _check_edge(name, label, source.path, definition, path)
     _in_order(definition.stages, path)

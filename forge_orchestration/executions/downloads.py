@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
@@ -27,7 +28,12 @@ from forge_orchestration.executions.folder import sync_folder
 from forge_orchestration.model.sections import DownloadSettings
 from forge_orchestration.units import format_bytes, format_seconds
 
-_SOURCE = re.compile(r"(?P<url>https?://[^\s#]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+if TYPE_CHECKING:
+    import requests
+
+# without what two parsers may read in two ways: users, backslashes, control characters
+_SOURCE = re.compile(r"(?P<url>https?://[^\s#@\\\x00-\x1f\x7f]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+_REDIRECTS = 5
 _ATTEMPTS = 5
 _WAIT_S = 1.0
 _LEAST_ROOM_BYTES = 256 << 20
@@ -46,11 +52,6 @@ def as_source(url: str, sha256: str) -> str:
     return f"{url}#sha256={sha256}"
 
 
-def is_download(source: str) -> bool:
-    """Whether an input is named by a URL."""
-    return source.startswith(("http://", "https://"))
-
-
 def parsed(name: str, source: str, settings: DownloadSettings) -> Download:
     """What the source of input `name` says.
 
@@ -63,13 +64,16 @@ def parsed(name: str, source: str, settings: DownloadSettings) -> Download:
             f"Input '{name}' ({source}) does not say what its content is.",
             "Write it as URL#sha256=64 hexadecimal digits in lower case.",
         )
-    host = urlsplit(found["url"]).hostname or ""
+    _check_host(f"Input '{name}' ({source})", found["url"], settings)
+    return Download(url=found["url"], sha256=found["sha256"])
+
+
+def _check_host(what: str, url: str, settings: DownloadSettings) -> None:
+    host = urlsplit(url).hostname or ""
     if not any(fnmatch.fnmatchcase(host, pattern) for pattern in settings.hosts):
         raise SpecError(
-            f"Input '{name}' ({source}) is of host '{host}', and nothing is fetched from there.",
-            "See [downloads] hosts in settings.toml.",
+            f"{what} is of host '{host}', and nothing is fetched from there.", "See [downloads] hosts in settings.toml."
         )
-    return Download(url=found["url"], sha256=found["sha256"])
 
 
 def place(cache_dir: Path, download: Download) -> Path:
@@ -132,7 +136,7 @@ def _go_on(what: str, url: str, part: Path, settings: DownloadSettings, until: f
     had = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
     try:
-        with requests.get(url, stream=True, headers=headers, timeout=(10, settings.silence_s)) as answer:
+        with _answer(what, url, headers, settings) as answer:
             if answer.status_code == 416:  # there is nothing behind what has come: the digest tells whether that is all
                 return
             if answer.status_code >= 500 or answer.status_code == 429:
@@ -147,6 +151,7 @@ def _go_on(what: str, url: str, part: Path, settings: DownloadSettings, until: f
                 while data := answer.raw.read1(_CHUNK):
                     total += len(data)
                     if total > settings.max_bytes:
+                        part.unlink()
                         raise SpecError(
                             f"{what} is larger than {format_bytes(settings.max_bytes)}.", "See [downloads] max in settings.toml."
                         )
@@ -163,6 +168,22 @@ def _go_on(what: str, url: str, part: Path, settings: DownloadSettings, until: f
                 raise _CutOff(f"it ended after {total} of {whole} bytes")
     except (requests.RequestException, HTTPError, OSError) as error:
         raise _CutOff(_reason(error)) from error
+
+
+def _answer(what: str, url: str, headers: dict[str, str], settings: DownloadSettings) -> requests.Response:
+    """What the server says, or the one that it sends us to, which must be allowed as well."""
+    import requests
+
+    for _ in range(_REDIRECTS):
+        answer = requests.get(url, stream=True, headers=headers, timeout=(10, settings.silence_s), allow_redirects=False)
+        if not answer.is_redirect:
+            return answer
+        url = urljoin(url, answer.headers["Location"])
+        answer.close()
+        if not _SOURCE.fullmatch(as_source(url.partition("#")[0], "0" * 64)):
+            raise SpecError(f"{what} cannot be fetched: the server sends us to {url!r:.200}.")
+        _check_host(f"{what}, which is now at {url[:200]},", url, settings)
+    raise SpecError(f"{what} cannot be fetched: one server sends us to another without end.")
 
 
 def _reason(error: Exception) -> str:

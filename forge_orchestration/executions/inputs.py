@@ -9,6 +9,7 @@ import re
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,7 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     """An input that was checked: its real path, and the identity of the file that was read for its digest.
 
     Attributes:
+        stamp: What the kernel said of the file, or of each in the folder, when it was read: inode, size and times.
         owner: User and group of a file or folder that others than them may not read; None if everybody may.
     """
 
@@ -62,6 +64,7 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
     device: int
     inode: int
     facts: InputFacts
+    stamp: str = ""
     owner: tuple[int, int] | None = None
 
     @property
@@ -126,7 +129,7 @@ def resolve_input(
         needed = 0o005 if stat.S_ISDIR(mode) else 0o004
         owner = (facts.st_uid, facts.st_gid) if mode & needed != needed else None
         try:
-            digest, size = _digest(fd, facts, cache)
+            digest, size, stamp = _digest(fd, facts, cache)
         except OSError as error:
             raise SpecError(f"Input '{name}' ({source}) cannot be read: {error.strerror}.") from error
         except _ChangedWhileRead:
@@ -141,7 +144,9 @@ def resolve_input(
             "Run that execution's analysis again.",
         )
     described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
-    return ResolvedInput(name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner)
+    return ResolvedInput(
+        name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner, stamp=stamp
+    )
 
 
 def _resolve_download(name: str, source: str, settings: Settings, cache: DigestCache) -> ResolvedInput:
@@ -154,7 +159,8 @@ def _resolve_download(name: str, source: str, settings: Settings, cache: DigestC
         digest, found = digest_of_file(path, cache)
         if digest == wanted.sha256:
             facts = InputFacts(name=name, source=source, sha256=digest, bytes=found.st_size)
-            return ResolvedInput(name=name, path=str(path), device=found.st_dev, inode=found.st_ino, facts=facts)
+            stamp = "-".join(map(str, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)))
+            return ResolvedInput(name=name, path=str(path), device=found.st_dev, inode=found.st_ino, facts=facts, stamp=stamp)
         path.unlink()  # somebody has changed it
     except FileNotFoundError:
         pass
@@ -198,17 +204,21 @@ def digest_of_file(path: Path, cache: DigestCache) -> tuple[str, os.stat_result]
 
 
 def has_changed(item: ResolvedInput, cache: DigestCache) -> bool:
-    """Whether the file or folder is no longer what its digest was made of; what nobody touched is not read again."""
+    """Whether anybody has touched the file or folder since its digest was made: it may be the same again, and have been another meanwhile.
+
+    Of outputs that were collected the content is compared: a second name of one, for a result that is reused, changes its times.
+    """
     try:
         fd = open_without_links(Path(item.path))
     except OSError:
         return True
     try:
         facts = os.fstat(fd)
-        is_other = (facts.st_dev, facts.st_ino) != (item.device, item.inode)
-        if is_other or (stat.S_ISREG(facts.st_mode) and facts.st_size != item.facts.bytes):
+        if (facts.st_dev, facts.st_ino) != (item.device, item.inode):
             return True
-        return _digest(fd, facts, cache)[0] != item.facts.sha256
+        if item.facts.source.startswith(upstream.EXECUTION):
+            return _digest(fd, facts, cache)[0] != item.facts.sha256
+        return _stamp(fd, facts) != item.stamp
     except (OSError, SpecError, _ChangedWhileRead):
         return True
     finally:
@@ -238,23 +248,44 @@ def _is_forges_own(path: Path, settings: Settings) -> bool:
     return not (len(parts) >= 4 and parts[0] == "executions" and parts[2] in ("outputs", "analysis"))
 
 
-def _digest(fd: int, facts: os.stat_result, cache: DigestCache) -> tuple[str, int]:
-    """sha256 and size of a file, or of a folder's sorted paths and contents, read beneath the descriptor that was checked."""
+def _digest(fd: int, facts: os.stat_result, cache: DigestCache) -> tuple[str, int, str]:
+    """sha256 and size of a file, or of a folder's sorted paths and contents, read beneath the descriptor that was checked; and the stamp."""
+    before = _stamp(fd, facts)
     if stat.S_ISREG(facts.st_mode):
-        return _file_digest(fd, facts, cache), facts.st_size
+        return _file_digest(fd, facts, cache), facts.st_size, before
     digest, total = hashlib.sha256(), 0
+    for path, name, folder_fd in _entries(fd):
+        content, size = _entry_digest(name, folder_fd, cache)
+        total += size
+        digest.update(msgspec.json.encode([path.hex(), content]))
+    if _stamp(fd, facts) != before:
+        raise _ChangedWhileRead
+    return digest.hexdigest(), total, before
+
+
+def _entries(fd: int) -> Iterator[tuple[bytes, str, int]]:
+    """Path, name and its folder's descriptor of all that is beneath a folder, in a fixed order."""
     top = _reopened(fd, os.O_DIRECTORY)
     try:
         for root, folders, files, folder_fd in os.fwalk(".", dir_fd=top, follow_symlinks=False):
             folders.sort()
             # folders too: an empty one is seen inside, and one that is linked is a link here
             for name in sorted([*folders, *files]):
-                content, size = _entry_digest(name, folder_fd, cache)
-                total += size
-                digest.update(msgspec.json.encode([os.fsencode(os.path.join(root, name)).hex(), content]))
+                yield os.fsencode(os.path.join(root, name)), name, folder_fd
     finally:
         os.close(top)
-    return digest.hexdigest(), total
+
+
+def _stamp(fd: int, facts: os.stat_result) -> str:
+    """What changes whenever somebody writes to a file, or to anything in a folder."""
+    own = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    if stat.S_ISREG(facts.st_mode):
+        return "-".join(map(str, own))
+    digest = hashlib.sha256()
+    for path, name, folder_fd in _entries(fd):
+        found = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+        digest.update(msgspec.json.encode([path.hex(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]))
+    return digest.hexdigest()
 
 
 def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, int]:

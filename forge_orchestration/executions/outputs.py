@@ -192,6 +192,9 @@ def _copy(parent_fd: int, name: bytes, path: bytes, target: Path, left: int) -> 
                     view = memoryview(data)
                     while view:
                         view = view[copy.write(view) :]
+                after = os.fstat(fd)
+                if (size, after.st_size, after.st_mtime_ns) != (facts.st_size, facts.st_size, facts.st_mtime_ns):
+                    return None, "it was written to while it was read"
                 os.fsync(copy.fileno())  # whatever becomes of the host: a name stands for a whole file
             os.link(partial, destination)  # unlike a rename, it replaces nothing
         finally:

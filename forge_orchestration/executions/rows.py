@@ -64,7 +64,7 @@ def row_of(record: ExecutionRecord) -> dict[str, object]:
 
 
 def _is_offered(record: ExecutionRecord) -> bool:
-    return record.cache.reusable if record.status.is_final else record.cache.policy != "off"
+    return bool(record.cache.reusable) if record.status.is_final else record.cache.policy != "off"
 
 
 def _value(measured: Measured | None) -> float | None:

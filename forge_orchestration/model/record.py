@@ -119,14 +119,15 @@ class CacheFacts(msgspec.Struct, frozen=True, kw_only=True):
         policy: What was asked for: `use`, `refresh`, `off` or `only`.
         hit: Nothing was run: outputs, logs, metadata and checks are those of `source_execution_id`.
         why: One sentence: what was reused, or why nothing was.
-        reusable: Whether a later execution of the same fingerprint may reuse this one's result, if it succeeded.
+        reusable: Whether a later execution of the same fingerprint may take this one's result; None: nobody has looked yet whether
+            its inputs were the same to the end. What was found once stands.
     """
 
     policy: CachePolicy = "off"
     hit: bool = False
     source_execution_id: str | None = None
     why: str = ""
-    reusable: bool = False
+    reusable: bool | None = None
 
 
 class CheckpointFacts(msgspec.Struct, frozen=True, kw_only=True):

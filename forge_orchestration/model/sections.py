@@ -224,7 +224,10 @@ class GuardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def picks(self, name: str, group: str, tags: tuple[str, ...]) -> bool:
         """Whether executions of the analysis of this name, group and tags are guarded."""
         named = "*" in (*self.analyses, *self.groups, *self.tags)
-        return named or name in self.analyses or group in self.groups or not set(tags).isdisjoint(self.tags)
+        whole = name.partition(".")[0]  # of a stage
+        return (
+            named or name in self.analyses or whole in self.analyses or group in self.groups or not set(tags).isdisjoint(self.tags)
+        )
 
 
 class HostCheckSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

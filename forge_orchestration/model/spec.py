@@ -147,6 +147,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         partition: Key of the part that is meant; None of what has no parts.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
         cache: What is done with an earlier result of the same fingerprint.
+        checkpoints: Whether it goes on from one, and leaves some.
         chosen_by: Who decided `runtime`, `executor` …: `default`, `rule: …` of the settings, `analysis`, `op config`,
             `command line`, `caller`.
     """
@@ -172,6 +173,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     priority: int = 0
     cache: CachePolicy = "off"
+    checkpoints: bool = True
     chosen_by: dict[str, str] = {}
     dagster_run_id: str | None = None
     dagster_step_key: str | None = None

@@ -10,6 +10,7 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
+from forge_orchestration.operations.retry_with_more import repeated
 from forge_orchestration.settings import Settings
 
 
@@ -54,7 +55,5 @@ def resumed(record: ExecutionRecord, settings: Settings) -> AnalysisSpec:
         raise SpecError(f"Execution {record.execution_id} has not ended: it is {record.status}.")
     if record.succeeded:
         raise SpecError(f"Execution {record.execution_id} has succeeded: nothing is left to be done.")
-    return msgspec.structs.replace(
-        request_of(record, settings), attempt=record.attempt + 1, previous_execution_id=record.execution_id, limits=record.limits,
-        chosen_by=record.chosen_by,
-    )  # fmt: skip
+    again = repeated(request_of(record, settings), record)
+    return msgspec.structs.replace(again, dagster_run_id=None, dagster_step_key=None)

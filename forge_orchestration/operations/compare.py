@@ -92,7 +92,11 @@ def _lines(file: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _cells(line: bytes, delimiter: str) -> list[str]:
-    return next(csv.reader([line.decode("utf-8", "backslashreplace").rstrip("\r\n")], delimiter=delimiter), [])
+    text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    try:
+        return next(csv.reader([text], delimiter=delimiter), [])
+    except csv.Error:  # another kind of table than its name says
+        return [text]
 
 
 def _shown(line: bytes) -> str:

@@ -73,7 +73,7 @@ def replay(
     pinned = {one.name: one.source for one in record.inputs if spec.inputs.get(one.name, "").startswith(ASSET)}
     spec = msgspec.structs.replace(
         spec, runtime=_runtime(engine, record, spec.runtime, force, say), inputs=spec.inputs | pinned, cache="off",
-        executor=executor or spec.executor, limits=record.limits, attempt=1, previous_execution_id=record.execution_id,
+        checkpoints=False, executor=executor or spec.executor, limits=record.limits, attempt=1, previous_execution_id=record.execution_id,
         dagster_run_id=None, dagster_step_key=None,
     )  # fmt: skip
     changed = _changed(engine, record, spec)

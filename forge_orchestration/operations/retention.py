@@ -20,6 +20,8 @@ from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.upstream import EXECUTION
 from forge_orchestration.model.reasons import Status
+from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.sandbox.checkpoints import discard, held
 from forge_orchestration.settings import Settings
 
 _PINNED = "pinned"
@@ -131,7 +133,11 @@ def remove(engine: Engine, removals: Iterable[Removal]) -> list[Removal]:
 def _remove(engine: Engine, one: Removal) -> bool:
     settings = engine.settings
     if os.sep in one.what:  # checkpoints
-        shutil.rmtree(settings.home / one.what)
+        place = settings.home / one.what
+        with held(place, wait=False) as alone:
+            if not alone or _last_use(place) > one.ended_at:  # somebody goes on with them after all
+                return False
+            discard(place)
         return True
     folder = ExecutionFolder(settings.executions_dir, one.what)
     with folder.locked(wait=False) as ours:  # whoever takes its result now, or looks at it, holds that
@@ -147,9 +153,12 @@ def _remove(engine: Engine, one: Removal) -> bool:
 def remove_torn(settings: Settings) -> list[str]:
     """What a removal that was killed has left."""
     torn = list(settings.executions_dir.glob(f"{_GOING}*"))
-    for path in torn:
+    gone = [path for pattern in (".gone-*", "*/.gone-*") for path in settings.checkpoints_dir.glob(pattern)]
+    for path in (*torn, *gone):
         shutil.rmtree(path, ignore_errors=True)
-    return [f"rest of execution {path.name.removeprefix(_GOING)}" for path in torn]
+    return [f"rest of execution {path.name.removeprefix(_GOING)}" for path in torn] + [
+        f"rest of a checkpoint {path.name}" for path in gone
+    ]
 
 
 def _executions(engine: Engine) -> dict[str, _Kept]:
@@ -163,11 +172,15 @@ def _executions(engine: Engine) -> dict[str, _Kept]:
         found[folder.id] = _Kept(
             execution_id=folder.id, analysis=record.analysis, partition=record.partition, status=str(record.status),
             ended_at=record.ended_at or time.time(), files=_files(folder.path), is_pinned=(folder.path / _PINNED).exists(),
-            references={
-                item.source.removeprefix(EXECUTION).partition("/")[0] for item in record.inputs if item.source.startswith(EXECUTION)
-            },
+            references=_references(record),
         )  # fmt: skip
     return found
+
+
+def _references(record: ExecutionRecord) -> set[str]:
+    """What it has read; and whose result it has taken, which alone can be taken again and replayed."""
+    read = {item.source.removeprefix(EXECUTION).partition("/")[0] for item in record.inputs if item.source.startswith(EXECUTION)}
+    return read | ({record.cache.source_execution_id} if record.cache.source_execution_id is not None else set())
 
 
 def _files(folder: Path) -> dict[int, tuple[int, int]]:
@@ -228,10 +241,17 @@ def _checkpoints(settings: Settings, rules: Rules, now: float) -> list[Removal]:
     if rules.older_than_s is None:
         return []
     found = []
-    for folder in sorted(settings.checkpoints_dir.glob("*")):
-        times = [path.stat().st_mtime for path in folder.glob("*")] or [folder.stat().st_mtime]
-        if max(times) < now - rules.older_than_s:
+    for folder in sorted(path for path in settings.checkpoints_dir.glob("*") if not path.name.startswith(".")):
+        if (used := _last_use(folder)) < now - rules.older_than_s:
             size = sum(size for size, _ in _files(folder).values())
             what = f"{settings.checkpoints_dir.name}/{folder.name}"
-            found.append(Removal(what=what, analysis="", ended_at=max(times), bytes=size, why="age"))
+            found.append(Removal(what=what, analysis="", ended_at=used, bytes=size, why="age"))
     return found
+
+
+def _last_use(folder: Path) -> float:
+    """When something was put into it last; now, if it is just being changed."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
+        return time.time()

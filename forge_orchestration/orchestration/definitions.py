@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from forge_orchestration.analyses import analysis_folders, read_definition, with_rules
-from forge_orchestration.analyses.stages import whole_of
+from forge_orchestration.analyses.stages import stages_of, whole_of
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.spec import AnalysisDefinition
@@ -40,7 +40,7 @@ def analysis_assets(folders: dict[str, Path], settings: Settings, runtimes: Sequ
     definitions = {name: one for name, folder in folders.items() if (one := _readable(folder)) is not None}
     for name, folder in folders.items():
         try:
-            _check_name(name, folders)
+            _check_name(name, folders, definitions)
             definition = definitions.get(name) or read_definition(folder)
             _check_upstream(name, definitions)
             _check_partitions(name, definitions)
@@ -94,17 +94,25 @@ def _check_partitions(name: str, definitions: Mapping[str, AnalysisDefinition]) 
             raise SpecError(f"Analysis '{name}' is not cut into the same partitions as '{other}', which it reads.")
 
 
-def _check_name(name: str, names: Collection[str]) -> None:
-    """Refuse a job that would be named as another analysis' op is: Dagster would refuse all definitions for it.
+def _check_name(name: str, names: Collection[str], definitions: Mapping[str, AnalysisDefinition]) -> None:
+    """Refuse a job or op that would be named as another analysis' op is: Dagster would refuse all definitions for it.
 
     Raises:
         DagsterInvalidDefinitionError: It would.
     """
     if name in (full_verification.JOB, runtime_repair.JOB):
         raise dg.DagsterInvalidDefinitionError("a job of Forge's own is called so. Rename the folder.")
+    own = _ops(name, definitions)
     for other in names:
-        if name == op_name(other):
+        theirs = _ops(other, definitions)
+        if name in theirs or (other != name and own & theirs):
             raise dg.DagsterInvalidDefinitionError(f"it cannot stand beside '{other}'. Rename one of the two folders.")
+
+
+def _ops(name: str, definitions: Mapping[str, AnalysisDefinition]) -> set[str]:
+    """Names of the ops of an analysis: one, or one a stage."""
+    definition = definitions.get(name)
+    return {op_name(part.name) for part in stages_of(definition)} if definition is not None else {op_name(name)}
 
 
 defs = build_definitions(load_settings())

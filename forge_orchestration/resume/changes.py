@@ -66,4 +66,4 @@ def _packages(before: str | None, now: str | None, settings: Settings) -> list[C
 
 
 def _flat(view: SystemView) -> dict[str, str]:
-    return {"machine": view.machine, **view.packages, **view.programs}
+    return {"machine": view.machine, **view.packages, **view.programs, **view.folders, **view.alternatives}

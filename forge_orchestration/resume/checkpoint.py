@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from forge_orchestration.errors import ForgeError
@@ -12,20 +11,24 @@ from forge_orchestration.model.record import CheckpointFacts, ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.resume.changes import changes_since, named
 from forge_orchestration.resume.fingerprint import Fingerprint
-from forge_orchestration.sandbox.checkpoints import latest
+from forge_orchestration.sandbox.checkpoints import discard, held, latest, made_by
 from forge_orchestration.sandbox.plan import CheckpointPlan
 from forge_orchestration.settings import Settings
 
 
 def plan_of(spec: AnalysisSpec, fingerprint: str | None, settings: Settings) -> CheckpointPlan | None:
-    """Where an execution publishes its checkpoints, and the one that it goes on from; None without a fingerprint.
+    """Where an execution publishes its checkpoints, and the one that it goes on from; None without a fingerprint, or if it shall not.
 
     Whoever asks for a result to be refreshed wants it computed from its beginning.
     """
     if fingerprint is None:
         return None
+    if not spec.checkpoints:
+        return None
     folder = _folder(fingerprint, settings)
-    return CheckpointPlan(folder=str(folder), start="" if spec.cache == "refresh" else latest(folder))
+    start = latest(folder)
+    own = start and made_by(start) == spec.previous_execution_id  # another attempt of what was to be refreshed goes on with that
+    return CheckpointPlan(folder=str(folder), start=start if own or spec.cache != "refresh" else "")
 
 
 def unused(spec: AnalysisSpec, wanted: Fingerprint | None, settings: Settings, store: Store) -> CheckpointFacts | None:
@@ -48,8 +51,11 @@ def unused(spec: AnalysisSpec, wanted: Fingerprint | None, settings: Settings, s
 
 def forget(record: ExecutionRecord, settings: Settings) -> None:
     """Remove the checkpoints of what has succeeded: nothing is left to go on with."""
-    if record.succeeded and record.fingerprint is not None:
-        shutil.rmtree(_folder(record.fingerprint, settings), ignore_errors=True)
+    if record.succeeded and record.fingerprint is not None and record.checkpoint is not None:
+        folder = _folder(record.fingerprint, settings)
+        with held(folder, wait=False) as alone:
+            if alone:  # else another execution of the same is being given one
+                discard(folder)
 
 
 def _folder(fingerprint: str, settings: Settings) -> Path:

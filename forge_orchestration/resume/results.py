@@ -23,6 +23,10 @@ _FICLONE = 0x40049409
 _MOST_NAMED = 3
 
 
+class ResultGone(Exception):
+    """A result is no longer what it was when it was found."""
+
+
 class Found(msgspec.Struct, frozen=True):
     """A result that may be reused, if there is one, and what was wrong with later ones: a sentence, or nothing."""
 
@@ -83,10 +87,16 @@ def reuse_result(
 
     Raises:
         OSError: The outputs cannot be had in the new folder.
+        ResultGone: It was removed, or an output was changed, since it was found.
     """
     there = ExecutionFolder(folder.path.parent, source.execution_id)
-    with there.locked(shared=True):  # nobody removes it meanwhile
-        logs = _share_all(source, there, folder, store)
+    with there.locked(shared=True) as ours:  # nobody removes it meanwhile
+        if not ours or damaged_outputs(source, there, store):
+            raise ResultGone
+        try:
+            logs = _share_all(source, there, folder, store)
+        except FileNotFoundError as error:
+            raise ResultGone from error
     for path in {folder.outputs, *(parent for one in source.outputs for parent in _parents(folder.outputs, one.path))}:
         sync_folder(path)
     now = time.time()
@@ -125,9 +135,13 @@ def _parents(outputs: Path, path: str) -> list[Path]:
 
 def _share_output(source: Path, target: Path, output: OutputFacts, store: Store) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = os.lstat(source)
+    known = store.digest(before) == output.sha256
     _share(source, target)
-    # it was compared just now: that a name more changes its `ctime` is no reason to read it again
-    store.keep_digest(os.lstat(target), output.sha256)
+    after = os.lstat(target)
+    # that a name more changes its `ctime` is no reason to read it again
+    if known and (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns):
+        store.keep_digest(after, output.sha256)
 
 
 def _share(source: Path, target: Path) -> None:
@@ -135,6 +149,7 @@ def _share(source: Path, target: Path) -> None:
     try:
         with open(source, "rb") as old, open(target, "xb") as new:
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            os.fsync(new.fileno())
             return
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
@@ -146,3 +161,8 @@ def _share(source: Path, target: Path) -> None:
         if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP):
             raise
         shutil.copyfile(source, target, follow_symlinks=False)
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

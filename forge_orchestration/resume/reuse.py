@@ -42,7 +42,7 @@ def fingerprint(
             from forge_orchestration.executions.code import code_digests
 
             code = code_digests(Path(spec.folder), store, spec.files, is_function=bool(spec.function))
-    system = system_digest(settings.cache_dir, store)
+    system = system_digest(settings.cache_dir, store, settings.verify_max_age_s)
     return fingerprint_of(spec, code=code, inputs=inputs, runtime=runtime.runtime.content_digest, system=system)
 
 
@@ -67,7 +67,7 @@ def keep_inputs(inputs: Sequence[ResolvedInput], folder: ExecutionFolder) -> Non
 def confirmed(record: ExecutionRecord, folder: ExecutionFolder, store: Store) -> ExecutionRecord:
     """The record of an execution that has ended, with whether its result may be reused; for who holds the folder's lock."""
     cache = record.cache
-    if not record.succeeded or record.fingerprint is None or cache.policy == "off" or cache.reusable or cache.hit:
+    if not record.succeeded or record.fingerprint is None or cache.policy == "off" or cache.reusable is not None:
         return record
     kept = _inputs(folder)
     changed = [item.name for item in kept if has_changed(item, store)]
@@ -75,7 +75,9 @@ def confirmed(record: ExecutionRecord, folder: ExecutionFolder, store: Store) ->
     if changed:
         were = "was" if len(changed) == 1 else "were"
         said = f"Input {', '.join(changed)} {were} changed while the analysis ran: nobody can say which content this result is of."
-        return msgspec.structs.replace(record, cache=msgspec.structs.replace(cache, why=f"{cache.why} {said}".strip()))
+        return msgspec.structs.replace(
+            record, cache=msgspec.structs.replace(cache, why=f"{cache.why} {said}".strip(), reusable=False)
+        )
     return msgspec.structs.replace(record, cache=msgspec.structs.replace(cache, reusable=True))
 
 

@@ -149,7 +149,8 @@ class Supervisor:
             plan, identity, group, self._entrant, place, messages, limit_file_size=isinstance(workspace, FolderWorkspace)
         ) as child:
             # while bubblewrap is at work
-            self._announce()
+            if not self._announced:
+                self._announce()
             group.create()
             standing = precedence.hold_back(plan)
             self._enforced = scratch | group.set_limits(plan.limits) | standing.enforced
@@ -202,8 +203,9 @@ class Supervisor:
             return None
         facts = self._record.checkpoint or CheckpointFacts()
         if plan.checkpoint.start:
-            size = restore(plan.checkpoint, folder, identity)
-            facts = msgspec.structs.replace(facts, resumed_from=made_by(plan.checkpoint.start), resumed_bytes=size)
+            self._announce()  # to copy a large one takes longer than a controller waits for a word
+            name, size = restore(plan.checkpoint, folder, identity)
+            facts = msgspec.structs.replace(facts, resumed_from=made_by(name) or None, resumed_bytes=size)
         self._record = msgspec.structs.replace(self._record, checkpoint=facts)
         return Publisher(plan.checkpoint, plan.execution_id, folder, plan.output_caps, plan.limits.scratch_bytes)
 
@@ -217,9 +219,9 @@ class Supervisor:
         why = self._record.checkpoint.why if self._record.checkpoint else ""
         try:
             os.chmod(workspace.folder / "checkpoint", 0o700)
-            self._publisher.finish()
+            why = f"{why} {self._publisher.finish()}".strip()
         except OSError as error:
-            why = f"Its last checkpoint could not be kept: {error.strerror}."
+            why = f"{why} Its last checkpoint could not be kept: {error.strerror}.".strip()
         kept = made_by(latest(Path(self._plan.checkpoint.folder))) == self._plan.execution_id
         facts = self._record.checkpoint or CheckpointFacts()
         self._verdict["checkpoint"] = msgspec.structs.replace(facts, kept=kept, why=why)

@@ -197,7 +197,6 @@ HOSTILE = {
     "links, pipes and names": """
 import os
 os.symlink("/etc/passwd", "passwd"); os.symlink("/", "root"); os.mkfifo("fifo"); os.mkdir("folder"); os.symlink("..", "folder/up")
-os.link("/etc/hostname", "hard") if False else None
 open(b"bad\\xff", "w").close(); open("a\\nb", "w").close(); open("kept", "w").write("kept")
 """,
     "churn": """
@@ -227,12 +226,82 @@ def test_what_is_hostile_gets_nothing_out(place: Place, name: str) -> None:
     script = f"import os\nos.chdir(os.environ['FORGE_CHECKPOINT'])\nif os.listdir('.'):\n    raise SystemExit\n{HOSTILE[name]}\nraise SystemExit(3)\n"
     steps = place.analysis(script)
     record = place.run(steps, "--scratch", "64MiB")
-    assert record.end_reason == "nonzero_exit", record.message
-    for path in place.home.glob("checkpoints/*/*/**/*"):
-        assert path.is_file() and not path.is_symlink() and path.name in ("kept", "other"), path
-        assert path.stat().st_size <= 64 << 20
+    assert record.end_reason == "nonzero_exit" and record.checkpoint is not None, record.message
     assert not list(place.home.glob("checkpoints/*/.*")), "nothing half done"
+    if name in ("links, pipes and names", "a sparse file"):  # a part of a checkpoint is none
+        assert not record.checkpoint.kept and not place.published()
+        assert record.checkpoint.why.startswith("Its last checkpoint could not be kept, because of ")
+        return
+    (published,) = place.published()
+    names = {path.name for path in published.iterdir()}
+    assert record.checkpoint.kept and names and names <= {"kept", "other"}
+    assert all(path.is_file() and not path.is_symlink() and path.stat().st_size <= 64 << 20 for path in published.iterdir())
     assert place.run(steps, "--scratch", "64MiB").succeeded
+
+
+def test_a_later_one_that_cannot_be_kept_leaves_the_one_before(place: Place) -> None:
+    script = """\
+import os, time
+os.chdir(os.environ["FORGE_CHECKPOINT"])
+if os.listdir("."):
+    print(open("state").read(), sorted(os.listdir(".")))
+    raise SystemExit
+open(".state", "w").write("one")
+os.rename(".state", "state")
+time.sleep(1)
+open(".state", "w").write("two")
+os.rename(".state", "state")
+os.symlink("state", "last")
+raise SystemExit(3)
+"""
+    steps = place.analysis(script)
+    record = place.run(steps)
+    assert record.checkpoint is not None and record.checkpoint.kept
+    assert record.checkpoint.why == "Its last checkpoint could not be kept, because of last: it is a link, not a file."
+    assert place.log(place.run(steps)) == "one ['state']\n"
+
+
+def test_who_saves_without_a_pause_is_not_far_behind(place: Place) -> None:
+    script = """\
+import os, sys, time
+import forge_checkpoint
+with forge_checkpoint.open() as cp:
+    print("from", cp.state, flush=True)
+    end, item = time.time() + 2, 0
+    while time.time() < end:
+        item += 1
+        cp.save(item)
+    print("to", item, flush=True)
+    time.sleep(60)
+"""
+    steps = place.analysis(script)
+    with place.forge.started("run", steps) as process:
+        wait_until("a checkpoint", place.published, 30)
+        (execution_id,) = place.forge.executions()
+        assert "to " not in (place.home / "executions" / execution_id / "stdout.log").read_text(), "while it saves"
+        process.kill()
+        process.communicate()
+    supervisor = read_supervisor(ExecutionFolder(place.home / "executions", execution_id))
+    wait_until("the supervisor's end", lambda: supervisor is None or not supervisor.is_alive, 60)
+
+
+class TestRefresh:
+    def test_another_attempt_of_it_goes_on(self, place: Place) -> None:
+        """What is to be refreshed begins anew once."""
+        steps = place.analysis(STEPS)
+        one = place.run(steps, "--cache", "refresh", "--wall-time", f"{6 * STEP_S:.3f}s")
+        two = place.forge.record("resume", one.execution_id, "--wall-time", "1min")
+        assert two.succeeded and first_done(place, two) > 0 and two.cache.policy == "refresh"
+
+    def test_a_replay_neither_goes_on_from_one_nor_removes_it(self, place: Place) -> None:
+        steps = place.analysis(STEPS)
+        one = place.run(steps)
+        stopped = place.run(steps, "--cache", "refresh", "--wall-time", f"{6 * STEP_S:.3f}s")
+        assert stopped.checkpoint is not None and stopped.checkpoint.kept
+        done = place.forge("replay", one.execution_id)
+        assert done.returncode == 0 or "made.txt" not in done.stdout, done
+        replayed = place.forge.read_record(sorted(place.forge.executions())[-1])
+        assert first_done(place, replayed) == 0 and replayed.checkpoint is None and place.published()
 
 
 def test_one_that_does_not_fit_any_more_is_a_sentence(place: Place) -> None:

@@ -165,6 +165,7 @@ class TestAnAnalysis:
         [
             ("https://127.0.0.1/x", "does not say what its content is"), ("http://127.0.0.1/x#sha256=12", "Write it as URL#sha256="),
             (f"http://a b/#sha256={SHA256}", "does not say"),
+            (f"http://evil.example\\@127.0.0.1/x#sha256={SHA256}", "does not say"),
         ],
     )  # fmt: skip
     def test_a_wrong_one_is_a_sentence(self, other_forge: Forge, source: str, said: str) -> None:
@@ -270,6 +271,25 @@ class TestFetch:
         server.behave = silent
         with pytest.raises(Exception, match="cannot be fetched: .*timed out"):
             self.fetch(tmp_path, server, silence_s=0.1)
+
+    def test_where_a_server_sends_us_must_be_allowed_too(self, tmp_path: Path, server: Server) -> None:
+        def elsewhere(host: str) -> Callable[[http.server.BaseHTTPRequestHandler, int], bool]:
+            def behave(handler: http.server.BaseHTTPRequestHandler, number: int) -> bool:
+                if handler.path != "/data.bin":
+                    return False
+                handler.send_response(302)
+                handler.send_header("Location", f"http://{host}:{server.server_address[1]}/there")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                return True
+
+            return behave
+
+        server.behave = elsewhere("localhost")
+        with pytest.raises(Exception, match="is of host 'localhost', and nothing is fetched from there"):
+            self.fetch(tmp_path, server, hosts=("127.0.0.1",))
+        assert [path for path, _ in server.asked] == ["/data.bin"]
+        assert self.fetch(tmp_path, server, hosts=("127.0.0.1", "localhost")).read_bytes() == CONTENT
 
     def test_two_fetch_it_once(self, tmp_path: Path, server: Server) -> None:
         threads = [threading.Thread(target=self.fetch, args=(tmp_path, server)) for _ in range(6)]

@@ -13,7 +13,7 @@ import pytest
 from forge_orchestration.engine import Engine
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import ExecutionRecord, InputFacts
+from forge_orchestration.model.record import CacheFacts, ExecutionRecord, InputFacts
 from forge_orchestration.operations.retention import Rules, pin, removable, remove, unpin
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge
@@ -31,7 +31,7 @@ class Home:
         self.path, self.count = path, 0
 
     def add(self, days: float, analysis: str = "a", *, reads: str | None = None, partition: str | None = None,
-            reason: EndReason | None = EndReason.COMPLETED, size: int = KIB64) -> str:  # fmt: skip
+            reason: EndReason | None = EndReason.COMPLETED, size: int = KIB64, takes: str | None = None) -> str:  # fmt: skip
         """One that ended so many days ago, and left a file; returns its id."""
         self.count += 1
         folder = ExecutionFolder(self.engine.settings.executions_dir, f"20260102T{self.count:09}-9f86d081")
@@ -41,6 +41,7 @@ class Home:
         record = ExecutionRecord(
             execution_id=folder.id, analysis=analysis, partition=partition, inputs=inputs, folder=str(folder.path), queued_at=1.0,
             status=reason.status if reason else Status.RUNNING, end_reason=reason, ended_at=NOW - days * DAY if reason else None,
+            cache=CacheFacts(policy="use", hit=takes is not None, source_execution_id=takes),
         )  # fmt: skip
         folder.write_record(record)
         self.engine.store.save(record)
@@ -97,6 +98,14 @@ def test_never_what_is_pinned_runs_or_is_read(home: Home) -> None:
     assert running not in home.going(older_than_s=0, keep_last=0)
     unpin(ExecutionFolder(home.engine.settings.executions_dir, pinned))
     assert home.going(older_than_s=DAY * 50, keep_last=1) == [pinned, unread]
+
+
+def test_never_the_one_whose_result_one_that_stays_has_taken(home: Home) -> None:
+    ran = home.add(100)
+    home.add(1, takes=ran)
+    assert home.going(older_than_s=50 * DAY) == []
+    assert home.going(older_than_s=50 * DAY, keep_last=0) == []
+    assert ran in home.going(older_than_s=0, keep_last=0)
 
 
 def test_room_is_free_when_the_last_name_is_gone(home: Home) -> None:

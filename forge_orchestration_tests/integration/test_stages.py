@@ -180,6 +180,7 @@ def test_one_goes_on_from_its_checkpoint(other_forge: Forge, analysis: Path) -> 
             "inputs: {s: {path: 'stage://add/sum'}}\n    outputs: {numbers: numbers.txt}",
             "wait for one another in a circle: ",
         ),
+        ("stage://draw/numbers", "asset://numbers.add/sum", "of the analysis itself. Write stage://STAGE/OUTPUT."),
         ("params: [k]", "params: [q]", "Stage 'add' in "),
         ("stages:", "command: ['true']\nstages:", "'command' in "),
         ("stages:", "inputs: {x: {path: y}}\nstages:", "'inputs' in "),
@@ -230,6 +231,26 @@ class TestDagster:
         job = defs.resolve_job_def("numbers")
         assert {tuple(key.path) for key in job.asset_layer.selected_asset_keys} == {draw, add, tell}
         assert "The sum" in (specs[add].description or "")
+
+    def test_ops_of_one_name_do_not_take_all_down(self, tmp_path: Path) -> None:
+        from forge_orchestration.orchestration.definitions import build_definitions
+        from forge_orchestration.settings import load_settings
+
+        made = Deployment(tmp_path)
+        write(made.analyses / "numbers")
+        made.add_analysis("numbers__add")
+        made.add_analysis("run_numbers__tell")
+        with dg.instance_for_test():
+            specs = build_definitions(load_settings(made.home)).resolve_all_asset_specs()
+        broken = {spec.key.path[-1] for spec in specs if spec.group_name == "broken"}
+        assert broken and broken <= {
+            "numbers",
+            "numbers_",
+            "numbers__add",
+            "numbers__add_",
+            "run_numbers__tell",
+            "run_numbers__tell_",
+        }
 
     def test_a_run_of_all_and_what_is_reused(self, deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = deployment.job_execute("numbers")

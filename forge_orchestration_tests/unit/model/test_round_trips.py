@@ -81,7 +81,7 @@ from forge_orchestration.operations.why import Explanation
 from forge_orchestration.operations.workers import Worker, WorkerEnd
 from forge_orchestration.resume.changes import ChangedPart
 from forge_orchestration.resume.fingerprint import Fingerprint
-from forge_orchestration.resume.system_view import SystemView
+from forge_orchestration.resume.system_view import SystemView, _Look
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.index import Part
 from forge_orchestration.runtimes.seal import Entry, Verdict
@@ -157,7 +157,7 @@ SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
     chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
-    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p", cache="only",
+    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p", cache="only", checkpoints=False,
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
 CLAIM = Claim(
@@ -224,10 +224,11 @@ EXAMPLES: list[msgspec.Struct] = [
     CHECKPOINT,
     PLAN.checkpoint,
     Fingerprint(parts={"param/a": TEXT}),
-    SystemView("x86_64", {"a:amd64": "1"}, {"/usr/local/bin/b": "s"}),
+    SystemView("x86_64", {"a:amd64": "1"}, {"/usr/local/bin/b": "s"}, {"/usr/local/lib/R": "s"}, {"/etc/alternatives/c": "/d"}),
+    _Look(0.5, TEXT, "d"),
     ChangedPart(part="seed", before=None, now="1"),
     Explanation(would_run=True, sentence=TEXT, fingerprint="f", compared_with="x", changes=[ChangedPart(part="seed", before="0", now=None)]),
-    ResolvedInput(name="n", path=TEXT, device=2**64 - 1, inode=2**64 - 1, facts=INPUT, owner=(1, 2)),
+    ResolvedInput(name="n", path=TEXT, device=2**64 - 1, inode=2**64 - 1, facts=INPUT, stamp="1-2", owner=(1, 2)),
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,

@@ -42,6 +42,7 @@ def test_files_that_came_and_went(tmp_path: Path) -> None:
         ("t.csv", b"a\n1\n", b"a\n1,9\n", "differs first in row 2, column 2:  became 9"),
         ("t.csv", b"a\n1\n2\n", b"a\n1\n", "has fewer lines: the first that only one of them has is line 3"),
         ("t.csv", b"a\n", b"a\n1\n", "has more lines: the first that only one of them has is line 2"),
+        ("t.csv", b"a\rb\rc", b"a\rb\rd", "differs first in row 1, column 1: a\ufffdb\ufffdc became a\ufffdb\ufffdd"),
         ("t.txt", b"one\ntwo\n", b"one\ntw\x1b[31m\n", "differs first in line 2: two became tw\\x1b[31m"),
         ("t.bin", b"abc", b"abd", "differs first at byte 2"),
         ("t.bin", b"abc", b"abcd", "differs first at byte 3"),
