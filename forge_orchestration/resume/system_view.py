@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _BY_HAND = (_LOCAL / "bin", _LOCAL / "sbin")
 _ALTERNATIVES = Path("/etc/alternatives")
 _STARTS = (Path("/etc/R"), *sorted(Path("/etc").glob("java-*")))
 _LOOKED = "system.json"
+_writing = threading.Lock()  # what is written aside is called by the process
 
 
 @compiled
@@ -72,10 +74,11 @@ def system_digest(cache_dir: Path, cache: DigestCache, max_age_s: float) -> str:
     view = SystemView(os.uname().machine, _packages(glance), _programs(cache), _folders(cache), _alternatives())
     digest = view.digest
     path = _path(cache_dir, digest)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.is_file():
-        write_atomically(path, msgspec.json.encode(view))
-    write_atomically(cache_dir / _LOOKED, msgspec.json.encode(_Look(time.time(), glance, digest)))
+    with _writing:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_file():
+            write_atomically(path, msgspec.json.encode(view))
+        write_atomically(cache_dir / _LOOKED, msgspec.json.encode(_Look(time.time(), glance, digest)))
     return digest
 
 
