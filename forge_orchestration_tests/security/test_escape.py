@@ -297,7 +297,7 @@ def test_a_hostile_repository(arena: Arena, tmp_path: Path, form: str) -> None:
     with open(folder / ".git" / "config", "a") as file:
         file.write(REPOSITORIES[form].format(ran=ran))
     beats = arena.neighbour.beats()
-    record = forge_orchestration.run(str(folder), limits=LIMITS)
+    record = forge_orchestration.run(str(folder), limits=LIMITS, cache="off")
     arena.look_around(record, beats)
     assert arena.outcome(record).logs["stdout"] == b"inside\n"
     assert not ran.exists(), "a program that the repository names has run on the host, as the user who runs Forge"
