@@ -174,10 +174,12 @@ class _Terminal:
         self._progress = progress
         self._in_place = sys.stderr.isatty()
         self._open_line = False
+        self._told_of = ""
         self._out = {"stdout": UntrustedOutput(sys.stdout), "stderr": UntrustedOutput(sys.stderr)}
 
     def on_started(self, record: ExecutionRecord) -> None:
-        if self._progress:
+        if self._progress and record.execution_id != self._told_of:
+            self._told_of = record.execution_id
             runtime = record.runtime.name if record.runtime else "?"
             print(f"{record.analysis}: execution {record.execution_id} in {runtime}", file=sys.stderr)
         if record.status == "queued" and record.message and (self._progress or self._in_place):

@@ -159,8 +159,9 @@ def _resolve_download(name: str, source: str, settings: Settings, cache: DigestC
         digest, found = digest_of_file(path, cache)
         if digest == wanted.sha256:
             facts = InputFacts(name=name, source=source, sha256=digest, bytes=found.st_size)
-            stamp = "-".join(map(str, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)))
-            return ResolvedInput(name=name, path=str(path), device=found.st_dev, inode=found.st_ino, facts=facts, stamp=stamp)
+            return ResolvedInput(
+                name=name, path=str(path), device=found.st_dev, inode=found.st_ino, facts=facts, stamp=_stamp_of_file(found)
+            )
         path.unlink()  # somebody has changed it
     except FileNotFoundError:
         pass
@@ -278,14 +279,17 @@ def _entries(fd: int) -> Iterator[tuple[bytes, str, int]]:
 
 def _stamp(fd: int, facts: os.stat_result) -> str:
     """What changes whenever somebody writes to a file, or to anything in a folder."""
-    own = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
     if stat.S_ISREG(facts.st_mode):
-        return "-".join(map(str, own))
+        return _stamp_of_file(facts)
     digest = hashlib.sha256()
     for path, name, folder_fd in _entries(fd):
         found = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
-        digest.update(msgspec.json.encode([path.hex(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]))
+        digest.update(msgspec.json.encode([path.hex(), _stamp_of_file(found)]))
     return digest.hexdigest()
+
+
+def _stamp_of_file(facts: os.stat_result) -> str:
+    return f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 
 def _entry_digest(name: str, folder_fd: int, cache: DigestCache) -> tuple[str, int]:

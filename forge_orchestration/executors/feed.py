@@ -18,7 +18,8 @@ class Listener(Protocol):
     def on_started(self, record: ExecutionRecord) -> None:
         """The execution has its id and its folder. If it is `queued` and has a message, that says what for.
 
-        If it is final, nothing is run: it has taken an earlier result, and that is all that will be heard of it.
+        If it is final, nothing is run: it has taken an earlier result, and that is all that will be heard of it. Of one that has waited
+        this is said again when it has waited long enough.
         """
 
     def on_log(self, stream: str, data: bytes) -> None:

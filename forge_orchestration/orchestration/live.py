@@ -78,6 +78,7 @@ class RunLog:
         self._began = clock()
         self._events = self._left_out = 0
         self._shown_at = float("-inf")
+        self._told_of = self._told_why = ""
         self._waiting: Message | None = None
         # what a run's worker prints itself is nobody's to read: its steps' logs are shown already
         mirrored = captured is None or RUN_WORKER not in os.environ
@@ -85,10 +86,13 @@ class RunLog:
 
     def on_started(self, record: ExecutionRecord) -> None:
         """Say where everything will be, before anything can go wrong."""
-        self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
+        if record.execution_id != self._told_of:
+            self._told_of = record.execution_id
+            self._log.info(f"Execution {record.execution_id} of {record.analysis}: its logs and record are in {record.folder}.")
         if record.message and (record.status == "queued" or record.cache.hit):
             self._log.info(record.message)
-        if record.cache.why:
+        if record.cache.why and record.cache.why != self._told_why:
+            self._told_why = record.cache.why
             self._log.warning(record.cache.why)
         self.show_logs(record)
 

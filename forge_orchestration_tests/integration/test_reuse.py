@@ -278,6 +278,7 @@ class TestTwins:
         records = [place.forge.read_record(one) for one in sorted(place.forge.executions())]
         assert [one.cache.hit for one in records] == [False, True] and all(one.succeeded for one in records)
         assert f"Waiting for execution {records[0].execution_id}, which computes the very same." in texts[1][1]
+        assert texts[1][1].count("words: execution ") == 1
 
     def test_many_threads_compute_once(self, place: Place) -> None:
         engine, records = place.engine, []
