@@ -20,10 +20,11 @@ _engine_lock = threading.Lock()
 
 
 class ExecutionFailed(ExecutorError):
-    """Raised by `run(…, check=True)` for an execution that did not succeed; `record` is its record."""
+    """Raised by `run(…, check=True)` for an execution that did not succeed, or whose result could not be published; `record` is its record."""
 
     def __init__(self, record: ExecutionRecord) -> None:
-        super().__init__(record.message, f"Its record: {record.folder}/record.json")
+        unpublished = "; ".join(f"publication '{one.name}': {one.error}" for one in record.unpublished)
+        super().__init__(unpublished or record.message, f"Its record: {record.folder}/record.json")
         self.record = record
 
 
@@ -99,7 +100,7 @@ def run(
     record = run_stages(
         specs, lambda spec: run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
     )[-1]
-    if check and not record.succeeded:
+    if check and (not record.succeeded or record.unpublished):
         raise ExecutionFailed(record)
     return record
 

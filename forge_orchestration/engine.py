@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
-from forge_orchestration.executions import upstream
+from forge_orchestration.executions import publication, upstream
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id, write_atomically
 from forge_orchestration.executions.inputs import ResolvedInput, fetch_input, resolve_input
 from forge_orchestration.executions.journal import Journal, not_written
@@ -25,6 +25,7 @@ from forge_orchestration.executors.feed import Feed, Listener
 from forge_orchestration.executors.recovery import somebody_is_there
 from forge_orchestration.executors.registry import make_executor
 from forge_orchestration.model.limits import check_limits
+from forge_orchestration.model.publication import Publication
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import CacheFacts, CodeFacts, ExecutionRecord, LogFacts, RuntimeFacts
 from forge_orchestration.model.spec import AnalysisSpec
@@ -109,6 +110,14 @@ class Engine:
         Raises:
             ForgeError: Nothing was started: the request, the host or the runtime is at fault.
         """
+        publication.check_targets(spec.publish, self.settings)
+        record = self._run(spec, listener=listener, cancel=cancel, runtime=runtime, wait_for_room=wait_for_room)
+        return self.publish(record, spec.publish, cancel=cancel)
+
+    def _run(
+        self, spec: AnalysisSpec, *, listener: Listener | None, cancel: threading.Event | None, runtime: ResolvedRuntime | None = None,
+        wait_for_room: bool,
+    ) -> ExecutionRecord:  # fmt: skip
         _check_recordable(spec)
         executor = self.executor(spec.executor)
         executor.warm_up()
@@ -164,7 +173,7 @@ class Engine:
         folder = ExecutionFolder(self.settings.executions_dir, execution_id)
         record = folder.read_record()
         if record.status.is_final:
-            return record
+            return self.publish_pending(record, cancel=cancel)
         executor = self.executor(record.executor)
         self.store.claim(execution_id, os.getpid(), linux.start_time(os.getpid()) or 0)
         handle = executor.reattach(record.native_id or "", execution_id)
@@ -173,7 +182,40 @@ class Engine:
             record = record.with_guard(record.guard.not_looked_after("the process that had looked before was lost"))
             with folder.locked():
                 record = self._journal.note(record, folder)
+        return self.publish_pending(record, cancel=cancel)
+
+    def publish(
+        self, record: ExecutionRecord, publications: Mapping[str, Publication], *, cancel: threading.Event | None = None, force: bool = False
+    ) -> ExecutionRecord:  # fmt: skip
+        """Publish what an execution has made, unless it is published already; returns the record with what has become of each.
+
+        Args:
+            force: Also if the execution is suspect.
+        """
+        if not publications:
+            return record
+        folder = ExecutionFolder(self.settings.executions_dir, record.execution_id)
+        if record.succeeded:
+            published = publication.publish(record, publications, self.settings, self.store, cancel, force=force)
+            if published != record.published:
+                record = msgspec.structs.replace(record, published=published)
+                self._journal.add(record, folder)
+        if record.status.is_final and not record.unpublished:
+            publication.unmark(record.execution_id, self.settings)
         return record
+
+    def publish_pending(
+        self, record: ExecutionRecord, *, cancel: threading.Event | None = None, force: bool = False
+    ) -> ExecutionRecord:
+        """Publish what an execution was to publish and has not, as it was asked for then; returns the record as it is now."""
+        if record.execution_id not in publication.marked(self.settings):
+            return record
+        folder = ExecutionFolder(self.settings.executions_dir, record.execution_id)
+        try:
+            spec = msgspec.json.decode(folder.request.read_bytes(), type=AnalysisSpec)
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise StoreError(f"What execution {record.execution_id} was to publish is not known any more: {error}.") from error
+        return self.publish(record, spec.publish, cancel=cancel, force=force)
 
     def _run_admitted(
         self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, record: ExecutionRecord,
@@ -343,7 +385,7 @@ class Engine:
         try:
             return self._reuse(found, record, prepared, listener)
         except ResultGone:
-            return self.run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
+            return self._run(spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
 
     def _twin(self, fingerprint: str, folder: ExecutionFolder) -> str | None:
         for execution_id in self.store.twins_before(fingerprint, folder.id):
@@ -389,9 +431,12 @@ class Engine:
                 code, copied = snapshot_code(Path(spec.folder), folder.analysis, spec.files, is_function=bool(spec.function))
                 if copied != reuse.code_parts(record):  # a file was edited since it was looked at: what is copied is what counts
                     wanted = reuse.fingerprint(spec, runtime, inputs, self.settings, self.store, copied)
+            if spec.publish:
+                publication.mark(folder.id, self.settings)
+            if runs or spec.publish:
+                write_atomically(folder.request, msgspec.json.encode(spec))
             if runs:
                 reuse.keep_inputs(inputs, folder)
-                write_atomically(folder.request, msgspec.json.encode(spec))
                 unused = checkpoint.unused(spec, wanted, self.settings, self.store)
                 record = msgspec.structs.replace(record, code=code, checkpoint=unused, **_fingerprint_facts(wanted))
                 folder.write_record(record)

@@ -20,6 +20,7 @@ from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits, updated_limits
 from forge_orchestration.model.sections import (
     CgroupSettings,
+    DatabaseSettings,
     DownloadSettings,
     GuardSettings,
     HealthSettings,
@@ -30,6 +31,7 @@ from forge_orchestration.model.sections import (
     MetricsSettings,
     NeighbourSettings,
     OutputSettings,
+    PublicationSettings,
     ReuseSettings,
     RuntimeRule,
     SupervisionSettings,
@@ -65,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     health: HealthSettings = HealthSettings()
     reuse: ReuseSettings = ReuseSettings()
     downloads: DownloadSettings = DownloadSettings()
+    databases: dict[str, DatabaseSettings] = {}
+    publication: PublicationSettings = PublicationSettings()
 
     @property
     def executions_dir(self) -> Path:
@@ -95,6 +99,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoints_dir(self) -> Path:
         """What executions that did not succeed have left for the next of the same fingerprint, a folder each."""
         return self.home / "checkpoints"
+
+    @property
+    def publications_dir(self) -> Path:
+        """A file an execution whose results have not all been published yet."""
+        return self.home / "publications"
 
     @property
     def store_path(self) -> Path:
@@ -149,7 +158,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "docker_host", "verify_max_age_s", "protected_databases",
-    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads",
+    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads", "databases", "publication",
 )  # fmt: skip
 
 
@@ -207,8 +216,9 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
             values[section] = table | {
                 key: parse_bytes(value, f"'{key}' in {path}") for key, value in table.items() if key.endswith(ending)
             }
-    if isinstance(table := raw.get("downloads"), dict) and "max" in table:
-        values["downloads"] = table | {"max": parse_bytes(table["max"], f"'max' in {path}")}
+    for section in ("downloads", "publication"):
+        if isinstance(table := raw.get(section), dict) and "max" in table:
+            values[section] = table | {"max": parse_bytes(table["max"], f"'max' in {path}")}
     _check_written_paths(raw.get("guard"), path)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:

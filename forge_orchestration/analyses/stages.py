@@ -108,9 +108,10 @@ def _as_analysis(definition: AnalysisDefinition, name: str) -> AnalysisDefinitio
         else source
         for label, source in stage.inputs.items()
     }
+    publish = {label: one for label, one in definition.publish.items() if one.output in stage.outputs}
     return msgspec.structs.replace(
         definition, name=f"{definition.name}.{name}", command=stage.command, stages={}, description=stage.description or definition.description,
         runtime=stage.runtime or definition.runtime, runtime_chosen_by="analysis" if stage.runtime else definition.runtime_chosen_by,
-        inputs=inputs, outputs=stage.outputs, checks=stage.checks, params=params, files=stage.files, limits=definition.limits | stage.limits,
+        inputs=inputs, outputs=stage.outputs, checks=stage.checks, publish=publish, params=params, files=stage.files, limits=definition.limits | stage.limits,
         env=definition.env | stage.env, threads=definition.threads if stage.threads is None else stage.threads, schedule="",
     )  # fmt: skip

@@ -80,8 +80,9 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
     else:
         print(
             f"{report.alive} alive, {len(report.closed)} closed, {len(report.indexed)} indexed, {len(report.removed)} leftovers removed"
+            + (f", {len(report.published)} results published" if report.published else "")
         )
-        for line in (*report.closed, *report.removed):
+        for line in (*report.closed, *report.removed, *report.published):
             print(f"  {line}")
         if rules is not None:
             _print_removals(gone if arguments.remove else removals, gone=arguments.remove)

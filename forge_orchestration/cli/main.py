@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_exec(commands)
     _add_resume(commands)
     _add_replay(commands)
+    _add_publish(commands)
     _add_executions(commands)
     _add_runtimes(commands)
     _add_host(commands)
@@ -149,6 +150,17 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     replay.add_argument("--force", action="store_true", help="also if something that decides the result is no longer the same")
     replay.add_argument("--json", action="store_true", help="print JSON")
     replay.set_defaults(command=_lazily("reuse", "replay_execution"))
+
+
+def _add_publish(commands: argparse._SubParsersAction[_Parser]) -> None:
+    publish = commands.add_parser(
+        "publish", help="bring results to their databases and folders that could not be published before",
+        description="Publish what an execution was to publish, and has not; without an id what all were to. Nothing is published twice."
+        " Exit status 7 if something cannot be published.",
+    )  # fmt: skip
+    publish.add_argument("execution", nargs="?", metavar="ID", help="an execution's id, or `last` (default: all)")
+    publish.add_argument("--force", action="store_true", help="also of an execution that is suspect")
+    publish.set_defaults(command=_lazily("publish", "publish_results"))
 
 
 def _add_exec(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -24,6 +24,8 @@ from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.operations.retry_with_more import run_with_more
 from forge_orchestration.settings import Settings, load_settings
 
+UNPUBLISHED = 7
+"""Exit status where the analysis has succeeded, and its result could not be published."""
 _LIMITS = ("memory", "cpus", "pids", "wall_time", "grace", "scratch", "log", "files", "open_files")
 
 
@@ -123,7 +125,9 @@ def _run(engine: Engine, specs: list[AnalysisSpec], arguments: argparse.Namespac
         print(msgspec.json.format(msgspec.json.encode(records), indent=2).decode())
     reason = records[-1].end_reason
     assert reason is not None
-    return 130 if interrupted.is_set() and reason == "canceled" else reason.exit_status
+    if interrupted.is_set() and reason == "canceled":
+        return 130
+    return reason.exit_status or (UNPUBLISHED if any(record.unpublished for record in records) else 0)
 
 
 @contextlib.contextmanager
@@ -161,6 +165,8 @@ def _run_shown(run: Callable[..., ExecutionRecord], *, as_json: bool, summary: b
             print_record(record)
         elif not record.succeeded:
             print(f"forge: {record.message} [{record.execution_id}]", file=sys.stderr)
+        for one in record.unpublished:
+            print(f"forge: publication '{one.name}': {one.error} [{record.execution_id}]", file=sys.stderr)
         if not summary and record.guard is not None:
             for finding in record.guard.findings:
                 print(f"forge: {finding.verdict}: {finding.target}: {finding.what} [{record.execution_id}]", file=sys.stderr)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from forge_orchestration.model.guard import GuardFacts
+from forge_orchestration.model.publication import PublishedFacts
 from forge_orchestration.model.record import CheckpointFacts, ExecutionRecord, Measured
 from forge_orchestration.units import format_bytes, format_seconds
 
@@ -90,6 +91,8 @@ def _sections(record: ExecutionRecord) -> Iterable[tuple[str, list[tuple[str, st
         )
     if record.outputs:
         yield "Outputs", [(one.name, f"{record.folder}/outputs/{one.path} ({format_bytes(one.bytes)})") for one in record.outputs]
+    if record.published:
+        yield "Published", [(one.name, published_sentence(one)) for one in record.published]
     if record.guard is not None:
         yield "Guarded", _guarded(record.guard)
     if record.rejected_outputs:
@@ -110,6 +113,13 @@ def _checkpoint(facts: CheckpointFacts | None) -> list[tuple[str, str]]:
     )
     lines += [("checkpoint", "kept: run it again, and it goes on")] if facts.kept else []
     return lines + ([("checkpoint", facts.why)] if facts.why else [])
+
+
+def published_sentence(facts: PublishedFacts) -> str:
+    """`results.scores (20 rows)`, or why not."""
+    if facts.at is None:
+        return f"NOT published to {facts.target}: {facts.error}"
+    return facts.target if facts.rows is None else f"{facts.target} ({facts.rows} row{'' if facts.rows == 1 else 's'})"
 
 
 def check_sentence(name: str, passed: bool, message: str) -> str:

@@ -39,6 +39,7 @@ class Reconciled(msgspec.Struct, kw_only=True):
     closed: list[str] = []
     indexed: list[str] = []
     removed: list[str] = []
+    published: list[str] = []
     problems: list[str] = []
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 from urllib.parse import quote
 
 from forge_orchestration.errors import SpecError
-from forge_orchestration.health.database_url import DatabaseUrl
 from forge_orchestration.health.other_databases import other_checks
+from forge_orchestration.model.database_url import DatabaseUrl
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.runtimes.catalog import runtime_names
 from forge_orchestration.settings import Settings

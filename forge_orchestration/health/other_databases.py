@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from forge_orchestration.health.database_url import DatabaseUrl
+from forge_orchestration.model.database_url import DatabaseUrl
 from forge_orchestration.model.health import CheckResult
 
 _MOST_TABLES = 100

@@ -9,6 +9,7 @@ import msgspec
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.guard import GuardFacts
 from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.publication import PublishedFacts
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.sections import CachePolicy
 
@@ -196,7 +197,7 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     rejected_outputs: list[RejectedOutput] = []
     metadata: dict[str, Any] = {}
     checks: list[CheckFacts] = []
-    published: list[dict[str, Any]] = []
+    published: list[PublishedFacts] = []
     logs: dict[str, LogFacts] = {}
     cleanup: Cleanup = Cleanup()
     fingerprint: str | None = None
@@ -212,6 +213,11 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
     def succeeded(self) -> bool:
         """Whether the analysis completed and everything it declared was collected."""
         return self.status is Status.SUCCEEDED
+
+    @property
+    def unpublished(self) -> list[PublishedFacts]:
+        """What was to be published and could not be."""
+        return [one for one in self.published if one.at is None]
 
     def with_guard(self, guard: GuardFacts) -> ExecutionRecord:
         """The same with what was found of what is guarded."""

@@ -39,6 +39,36 @@ class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_s: Annotated[float, msgspec.Meta(gt=0)] = 6 * 3600.0
 
 
+class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A database that results are added to, or that analyses are given snapshots of. No sandbox ever reaches it.
+
+    Attributes:
+        url: As SQLAlchemy writes it; `env:NAME` if the environment variable NAME holds it. It may be a secret.
+        tables: Patterns of names of tables that results may be added to.
+        snapshots: Whether analyses may have snapshots of it.
+    """
+
+    url: str
+    tables: tuple[str, ...] = ()
+    snapshots: bool = False
+
+
+class PublicationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"max_bytes": "max"}):
+    """What is published of analyses' results.
+
+    Attributes:
+        folders: By name, where files may be put.
+        max_bytes: Of an output that is loaded into a table.
+        max_rows: Of one publication.
+        retry_s: For how long a database is tried again that does not answer.
+    """
+
+    folders: dict[str, Path] = {}
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 2**30
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
+    retry_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+
+
 class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Host uids that executions get when Forge runs as root: `first_uid` up to `first_uid + count - 1`.
 

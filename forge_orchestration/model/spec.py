@@ -9,6 +9,7 @@ import msgspec
 
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.limits import Limits
+from forge_orchestration.model.publication import Publication
 from forge_orchestration.model.sections import CachePolicy
 
 ParamValue = bool | int | float | str
@@ -97,7 +98,8 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's. It has a `command`, or else `stages`.
 
     `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
-    that are meant, if not all. `checks` says what each expects, by name. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
+    that are meant, if not all. `checks` says what each expects, by name. `publish` says, by name, which outputs go to a database or a folder;
+    those of a stage are of its outputs. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
     result, None: as the deployment's settings say. `deterministic`: its replay must be identical, and what
     makes programs differ from one run to the next is fixed. Of a Python function `function` is where it is: `module:qualified.name`; else empty.
     """
@@ -117,6 +119,7 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
     checks: dict[str, str] = {}
+    publish: dict[str, Publication] = {}
     partitions: Partitions | None = None
     schedule: str = ""
     params: dict[str, Param] = {}
@@ -144,6 +147,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
         outputs: File name or pattern beneath `/forge/outputs`, by output name; each must match a file.
         group: Group of the analysis and, beside it, its tags: what a deployment's settings may pick it by.
         checks: Names of what the analysis must report to have passed or failed.
+        publish: What of the outputs goes to a database or a folder once it has succeeded; it decides nothing of the result.
         partition: Key of the part that is meant; None of what has no parts.
         priority: Of those that wait for room, the highest is first; of the same, who came first.
         cache: What is done with an earlier result of the same fingerprint.
@@ -164,6 +168,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}
     checks: tuple[str, ...] = ()
+    publish: dict[str, Publication] = {}
     partition: str | None = None
     params: dict[str, ParamValue] = {}
     limits: Limits = Limits()

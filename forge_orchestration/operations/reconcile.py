@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 from forge_orchestration.engine import Engine
-from forge_orchestration.errors import HostError
-from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time
+from forge_orchestration.errors import ForgeError, HostError
+from forge_orchestration.executions import publication
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time, somebody_is_there
 from forge_orchestration.operations.retention import remove_torn
 from forge_orchestration.operations.workers import remove_groups
 from forge_orchestration.runtimes.building import remove_leftovers
@@ -50,7 +52,27 @@ def reconcile(engine: Engine) -> Reconciled:
             report.problems += problems
         _remove_builds(settings, report)
         _remove_images(settings.scratch_dir, report)
+    _publish(engine, report)
     return report
+
+
+def _publish(engine: Engine, report: Reconciled) -> None:
+    """What executions have made whose controllers were killed before it was published."""
+    for execution_id in publication.marked(engine.settings):
+        folder = ExecutionFolder(engine.settings.executions_dir, execution_id)
+        if not folder.path.exists():
+            publication.unmark(execution_id, engine.settings)
+            continue
+        try:
+            record = folder.read_record()
+            if not record.status.is_final or record.published or somebody_is_there(folder, engine.store):
+                continue  # what could not be published once is for people to look at
+            record = engine.publish_pending(record)
+        except ForgeError as error:
+            report.problems.append(f"{execution_id}: {error}")
+            continue
+        report.published += [f"{one.target} of {execution_id}" for one in record.published if one.at is not None]
+        report.problems += [f"{execution_id}: {one.error}" for one in record.unpublished]
 
 
 def _remove_builds(settings: Settings, report: Reconciled) -> None:

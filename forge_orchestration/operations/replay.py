@@ -72,7 +72,7 @@ def replay(
     # of another analysis' latest output that very one is meant which was read then
     pinned = {one.name: one.source for one in record.inputs if spec.inputs.get(one.name, "").startswith(ASSET)}
     spec = msgspec.structs.replace(
-        spec, runtime=_runtime(engine, record, spec.runtime, force, say), inputs=spec.inputs | pinned, cache="off",
+        spec, runtime=_runtime(engine, record, spec.runtime, force, say), inputs=spec.inputs | pinned, cache="off", publish={},
         checkpoints=False, executor=executor or spec.executor, limits=record.limits, attempt=1, previous_execution_id=record.execution_id,
         dagster_run_id=None, dagster_step_key=None,
     )  # fmt: skip

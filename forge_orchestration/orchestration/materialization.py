@@ -56,6 +56,12 @@ def record_metadata(record: ExecutionRecord) -> Metadata:
         "outputs": _table(("name", "sha256", "bytes", "path"), [(o.name, o.sha256, o.bytes, o.path) for o in record.outputs]),
         "output_folder": dg.MetadataValue.path(str(folder / "outputs")),
     }
+    if record.published:
+        rows = [
+            (one.name, one.target, str(one.rows) if one.rows is not None else "", one.execution_id, one.error)
+            for one in record.published
+        ]
+        facts["published"] = _table(("publication", "target", "rows", "execution", "error"), rows)
     if record.rejected_outputs:
         facts["rejected_outputs"] = _table(("path", "why"), [(r.path, r.why) for r in record.rejected_outputs])
     facts.update(_claims(record.metadata))

@@ -100,8 +100,14 @@ def _process_of(run_id: str, instance: dg.DagsterInstance) -> int | None:
 
 
 def _sentence(report: Reconciled, runs: list[str]) -> str:
-    counts = {"closed": report.closed, "indexed": report.indexed, "leftovers removed": report.removed, "runs ended": runs}
+    counts = {
+        "closed": report.closed,
+        "indexed": report.indexed,
+        "leftovers removed": report.removed,
+        "published": report.published,
+        "runs ended": runs,
+    }
     told = [f"{len(done)} {what}" for what, done in counts.items() if done]
     if not told:
         return f"Nothing was left by killed processes; {report.alive} alive."
-    return f"{', '.join(told)}; {report.alive} alive: {'; '.join([*report.closed, *report.indexed, *report.removed, *runs])}."
+    return f"{', '.join(told)}; {report.alive} alive: {'; '.join([*report.closed, *report.indexed, *report.removed, *report.published, *runs])}."

@@ -96,6 +96,12 @@ def run_analysis(
             context.log.warning(f"{record.message} {more[1]}")
             raise dg.RetryRequested(max_retries=spec.retry_with_more.attempts - 1 + TRANSIENT_RETRIES) from failure
         raise failure
+    if record.unpublished:
+        # another attempt computes nothing again: it takes this result, and publishes it
+        what = "; ".join(f"publication '{one.name}': {one.error}" for one in record.unpublished)
+        raise dg.Failure(
+            printable(f"The analysis has succeeded, and its result could not be published: {what}"), record_metadata(record)
+        )
     return record
 
 

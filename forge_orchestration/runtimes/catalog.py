@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import os
 import re
 import sys
 import tomllib
@@ -311,19 +312,20 @@ def _definition_folders(settings: Settings) -> dict[str, Path]:
     own = settings.definitions_dir
     for parent in (SHIPPED, *([own] if own.is_dir() else []), *settings.runtime_folders):
         try:
-            children = sorted(parent.iterdir())
+            names = sorted(os.listdir(parent))
         except OSError as error:
             raise RuntimeCatalogError(f"The runtime folder {parent} cannot be read: {error.strerror}.") from error
-        for child in children:
-            if (child / "runtime.toml").is_file() and _NAME.fullmatch(child.name):
+        for name in names:
+            if _NAME.fullmatch(name) and os.path.isfile(f"{parent}/{name}/runtime.toml"):
+                folder = parent / name
                 # Dagster knows no other punctuation than '_'
-                other = alike.setdefault(re.sub(r"[.-]", "_", child.name), child.name)
-                if child.name in found:
-                    raise RuntimeCatalogError(f"Two runtimes are called '{child.name}': {found[child.name]} and {child}.")
-                if other != child.name:
+                other = alike.setdefault(name.replace(".", "_").replace("-", "_"), name)
+                if name in found:
+                    raise RuntimeCatalogError(f"Two runtimes are called '{name}': {found[name]} and {folder}.")
+                if other != name:
                     raise RuntimeCatalogError(
-                        f"The runtimes '{other}' and '{child.name}' differ in '.', '-' and '_' alone: {found[other]} and {child}.",
+                        f"The runtimes '{other}' and '{name}' differ in '.', '-' and '_' alone: {found[other]} and {folder}.",
                         "Rename one.",
                     )
-                found[child.name] = child
+                found[name] = folder
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forge_orchestration.health.database_url import DatabaseUrl
+from forge_orchestration.model.database_url import DatabaseUrl
 
 
 @pytest.mark.parametrize(
