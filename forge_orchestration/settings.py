@@ -219,6 +219,15 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     for section in ("downloads", "publication"):
         if isinstance(table := raw.get(section), dict) and "max" in table:
             values[section] = table | {"max": parse_bytes(table["max"], f"'max' in {path}")}
+    # where results go in a deployment that says nothing of databases
+    own = {"results": {"url": f"sqlite:///{home}/results.db", "tables": ["*"], "snapshots": True}}
+    if isinstance(databases := raw.get("databases", {}), dict):
+        values["databases"] = own | {
+            name: one | {"max": parse_bytes(one["max"], f"'max' of database '{name}' in {path}")}
+            if isinstance(one, dict) and "max" in one
+            else one
+            for name, one in databases.items()
+        }
     _check_written_paths(raw.get("guard"), path)
     values.setdefault("allowed_input_roots", [str(root) for root in _default_input_roots()])
     try:

@@ -26,9 +26,10 @@ from forge_orchestration.analyses.stages import check_stages, stage_of, stages_o
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.downloads import as_source
 from forge_orchestration.executions.inputs import check_input_name
+from forge_orchestration.executions.snapshots import snapshot_of
 from forge_orchestration.model.cron import check_cron
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, Param, ParamValue
+from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, ParamValue
 from forge_orchestration.sandbox.view import ANALYSIS
 from forge_orchestration.settings import Settings
 
@@ -344,7 +345,7 @@ def spec_from_definition(
     for name in definition.params:
         if name not in values:
             raise SpecError(f"Parameter '{name}' of analysis '{definition.name}' has no default: give it a value.")
-    sources = {name: as_source(one.url, one.sha256) if one.url else one.path for name, one in definition.inputs.items()}
+    sources = {name: _source_of(one) for name, one in definition.inputs.items()}
     for name, path in (inputs or {}).items():
         if name not in sources:
             raise SpecError(
@@ -385,6 +386,12 @@ def spec_from_definition(
         dagster_run_id=dagster_run_id,
         dagster_step_key=dagster_step_key,
     )
+
+
+def _source_of(one: InputSource) -> str:
+    if one.database:
+        return snapshot_of(one.database, one.query)
+    return as_source(one.url, one.sha256) if one.url else one.path
 
 
 def specs_from_definition(

@@ -58,8 +58,10 @@ def check_source(name: str, source: InputSource, where: str) -> None:
     Raises:
         SpecError: Names it.
     """
-    if bool(source.path) == bool(source.url):
-        raise SpecError(f"Input '{name}' in {where} needs a path or a url, and not both.")
+    if sum(map(bool, (source.path, source.url, source.database))) != 1:
+        raise SpecError(f"Input '{name}' in {where} needs a path, a url or a database, and only one of them.")
+    if source.query and not source.database:
+        raise SpecError(f"Input '{name}' in {where} has a query without a database.", "Name one of the deployment's.")
     if source.url and not (_URL.fullmatch(source.url) and _SHA256.fullmatch(source.sha256)):
         raise SpecError(
             f"Input '{name}' in {where} has the url {source.url[:200]!r} and the sha256 {source.sha256[:80]!r}.",

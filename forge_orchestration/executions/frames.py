@@ -18,7 +18,13 @@ ROWS = 20_000
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Of files that can be read as tables."""
-_TYPES: dict[ColumnType, Any] = {"int": "Int64", "float": "Float64", "str": "string", "bool": "boolean", "time": "datetime64[us, UTC]"}
+_TYPES: dict[ColumnType, Any] = {
+    "int": "Int64",
+    "float": "Float64",
+    "str": "string",
+    "bool": "boolean",
+    "time": "datetime64[us, UTC]",
+}
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 _SHOWN_CHARS = 80
 _UNFIT = (ValueError, TypeError, OverflowError, KeyError)
@@ -68,7 +74,7 @@ def _frames(path: Path, columns: Mapping[str, Column]) -> Iterator[pd.DataFrame]
             for batch in file.iter_batches(ROWS):
                 yield batch.to_pandas(types_mapper=pd.ArrowDtype)
     elif path.suffix == ".jsonl":
-        with pd.read_json(path, lines=True, chunksize=ROWS, dtype=False, convert_dates=False, encoding="utf-8") as pieces:
+        with pd.read_json(path, lines=True, chunksize=ROWS, dtype=False, encoding="utf-8") as pieces:
             yield from pieces
     else:
         separator = _SEPARATORS[path.suffix]

@@ -23,7 +23,7 @@ from forge_orchestration.model.record import InputFacts, OutputFacts
 from forge_orchestration.settings import Settings
 
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
-_PACKAGE = "package://"
+_PACKAGE, SNAPSHOT = "package://", "snapshot://"
 _WEB = ("http://", "https://")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 # file systems tell times in ticks: what is written in the tick in which it was read has the times that it had before
@@ -92,6 +92,8 @@ def resolve_input(
         raise SpecError(f"Input '{name}' has no path.", "Write it as NAME=PATH.")
     if source.startswith(_WEB):
         return _resolve_download(name, source, settings, cache)
+    if source.startswith(SNAPSHOT):
+        return _resolve_snapshot(name, source, settings, cache)
     expected: OutputFacts | None = None
     in_package = source.startswith(_PACKAGE)
     if in_package and site_packages is None:
@@ -172,6 +174,18 @@ def _resolve_download(name: str, source: str, settings: Settings, cache: DigestC
     )
 
 
+def _resolve_snapshot(name: str, source: str, settings: Settings, cache: DigestCache) -> ResolvedInput:
+    from forge_orchestration.executions.snapshots import snapshot
+
+    taken = snapshot(name, source, settings)
+    digest, found = digest_of_file(taken.path, cache)
+    if digest != taken.sha256:
+        raise SpecError(f"Input '{name}' ({source}) is kept in {taken.path}, which somebody has changed.", "Remove that file.")
+    facts = InputFacts(name=name, source=taken.source, sha256=digest, bytes=found.st_size, taken_at=taken.taken_at)
+    # another execution that keeps it changes one of its times: it is compared by content
+    return ResolvedInput(name=name, path=str(taken.path), device=found.st_dev, inode=found.st_ino, facts=facts)
+
+
 def fetch_input(item: ResolvedInput, settings: Settings, cache: DigestCache, cancel: threading.Event | None) -> ResolvedInput:
     """The same input with a file.
 
@@ -207,7 +221,7 @@ def digest_of_file(path: Path, cache: DigestCache) -> tuple[str, os.stat_result]
 def has_changed(item: ResolvedInput, cache: DigestCache) -> bool:
     """Whether anybody has touched the file or folder since its digest was made: it may be the same again, and have been another meanwhile.
 
-    Of outputs that were collected the content is compared: a second name of one, for a result that is reused, changes its times.
+    Of outputs that were collected, and of snapshots, the content is compared: a second name of one changes its times.
     """
     try:
         fd = open_without_links(Path(item.path))
@@ -217,7 +231,7 @@ def has_changed(item: ResolvedInput, cache: DigestCache) -> bool:
         facts = os.fstat(fd)
         if (facts.st_dev, facts.st_ino) != (item.device, item.inode):
             return True
-        if item.facts.source.startswith(upstream.EXECUTION):
+        if item.facts.source.startswith((upstream.EXECUTION, SNAPSHOT)):
             return _digest(fd, facts, cache)[0] != item.facts.sha256
         return _stamp(fd, facts) != item.stamp
     except (OSError, SpecError, _ChangedWhileRead):

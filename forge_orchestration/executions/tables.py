@@ -7,8 +7,9 @@ first: whoever is second waits for the end of the first one's transaction, and t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -111,6 +112,42 @@ class Database:
         except SQLAlchemyError as error:
             raise SpecError(f"Table '{table_name}' of database '{self.name}' refuses the rows: {self._said(error)}.") from error
 
+    @property
+    def sqlite_path(self) -> Path | None:
+        """Of an SQLite database its file."""
+        return Path(self._engine.url.database) if self._url.kind == "sqlite" and self._engine.url.database else None
+
+    def ask(self, what: str, query: str, rows: int) -> Iterator[pd.DataFrame]:
+        """What a query finds, as it is at one moment, some rows at a time, at least one frame; it can change nothing.
+
+        Args:
+            what: Who asks, for people.
+
+        Raises:
+            SpecError: The query is wrong.
+            BackendUnavailableError: The database does not answer.
+        """
+        import pandas as pd
+
+        try:
+            with self._engine.connect().execution_options(reads_only=True) as connection:
+                if self._url.kind == "sqlite":
+                    connection.exec_driver_sql("PRAGMA query_only = ON")
+                elif self._url.kind == "postgresql":
+                    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                streamed = connection.execution_options(stream_results=True, max_row_buffer=rows)
+                found = streamed.execute(sa.text(query.replace(":", r"\:")))  # a colon is none of SQLAlchemy's
+                names = list(found.keys())
+                yield pd.DataFrame(columns=names)
+                for piece in found.partitions(rows):
+                    yield pd.DataFrame.from_records(list(piece), columns=names, coerce_float=False).convert_dtypes()
+        except (OperationalError, InterfaceError) as error:
+            if self._url.kind == "sqlite":  # a wrong query too
+                raise SpecError(f"{what} cannot be taken: {self._said(error)}.") from error
+            raise self._unavailable(error) from error
+        except SQLAlchemyError as error:
+            raise SpecError(f"{what} cannot be taken: {self._said(error)}.") from error
+
     def _table(self, connection: sa.Connection, name: str, columns: Mapping[str, Column]) -> sa.Table:
         """The table, made if it is not there."""
         own = sa.Column("execution_id", sa.String(64), nullable=False, index=True)
@@ -175,7 +212,7 @@ def _connect_args(url: DatabaseUrl) -> dict[str, object]:
 
 
 def _own_transactions(engine: sa.Engine) -> None:
-    """Python's `sqlite3` begins none before a table is made, and takes the lock late: begin each as one that writes."""
+    """Python's `sqlite3` begins none before a table is made, and takes the lock late: begin each here, as one that writes if it does."""
 
     @sa.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: object) -> None:
@@ -183,10 +220,13 @@ def _own_transactions(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads_only") else "BEGIN IMMEDIATE")
 
 
 def _rows(frame: pd.DataFrame, execution_id: str) -> list[dict[str, Any]]:
     """As the drivers want them: Python's own types, None where there is nothing."""
     values = frame.astype(object).where(frame.notna(), None)
-    return [{"execution_id": execution_id} | dict(zip(frame.columns, row, strict=True)) for row in values.itertuples(index=False, name=None)]
+    return [
+        {"execution_id": execution_id} | dict(zip(frame.columns, row, strict=True))
+        for row in values.itertuples(index=False, name=None)
+    ]

@@ -28,12 +28,16 @@ class RuntimeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An input as it was bound into the sandbox. `sha256` of a folder is over its sorted paths and contents."""
+    """An input as it was bound into the sandbox. `sha256` of a folder is over its sorted paths and contents.
+
+    `taken_at` says when a snapshot of a database was taken, seconds since the epoch; None of anything else.
+    """
 
     name: str
     source: str
     sha256: str
     bytes: int
+    taken_at: float | None = None
 
 
 class CodeFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,18 +39,20 @@ class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_s: Annotated[float, msgspec.Meta(gt=0)] = 6 * 3600.0
 
 
-class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DatabaseSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"max_bytes": "max"}):
     """A database that results are added to, or that analyses are given snapshots of. No sandbox ever reaches it.
 
     Attributes:
         url: As SQLAlchemy writes it; `env:NAME` if the environment variable NAME holds it. It may be a secret.
         tables: Patterns of names of tables that results may be added to.
-        snapshots: Whether analyses may have snapshots of it.
+        snapshots: Whether analyses may be given what is in it, as it is at a moment.
+        max_bytes: Of one snapshot.
     """
 
     url: str
     tables: tuple[str, ...] = ()
     snapshots: bool = False
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 2**30
 
 
 class PublicationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"max_bytes": "max"}):

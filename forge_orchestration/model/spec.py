@@ -29,10 +29,13 @@ class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class InputSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where an input comes from: a path, `package://NAME/PATH` for a file inside the runtime, or `asset://NAME/OUTPUT` for
-    an output of another analysis; or else a `url` and the `sha256` that its content must have.
+    an output of another analysis; or else a `url` and the `sha256` that its content must have; or else a `database` of the
+    deployment's, all of it as it is then or what a `query` finds there.
     """
 
     path: str = ""
+    database: str = ""
+    query: str = ""
     url: str = ""
     sha256: str = ""
     description: str = ""

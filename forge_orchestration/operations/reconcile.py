@@ -12,6 +12,7 @@ from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError, HostError
 from forge_orchestration.executions import publication
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.snapshots import remove_unused
 from forge_orchestration.executors.recovery import Reconciled, Recovery, one_at_a_time, somebody_is_there
 from forge_orchestration.operations.retention import remove_torn
 from forge_orchestration.operations.workers import remove_groups
@@ -52,6 +53,7 @@ def reconcile(engine: Engine) -> Reconciled:
             report.problems += problems
         _remove_builds(settings, report)
         _remove_images(settings.scratch_dir, report)
+        report.removed += [f"snapshot {digest[:12]}, which no execution has" for digest in remove_unused(settings)]
     _publish(engine, report)
     return report
 

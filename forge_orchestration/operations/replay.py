@@ -11,6 +11,7 @@ import msgspec
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import RuntimeCatalogError, SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.inputs import SNAPSHOT
 from forge_orchestration.executions.upstream import ASSET
 from forge_orchestration.executors.feed import Listener
 from forge_orchestration.model.record import ExecutionRecord
@@ -69,8 +70,8 @@ def replay(
             f"Go on with it: forge resume {record.execution_id}",
         )
     spec = request_of(record, settings)
-    # of another analysis' latest output that very one is meant which was read then
-    pinned = {one.name: one.source for one in record.inputs if spec.inputs.get(one.name, "").startswith(ASSET)}
+    # of another analysis' latest output, and of a database, that very state is meant which was read then
+    pinned = {one.name: one.source for one in record.inputs if spec.inputs.get(one.name, "").startswith((ASSET, SNAPSHOT))}
     spec = msgspec.structs.replace(
         spec, runtime=_runtime(engine, record, spec.runtime, force, say), inputs=spec.inputs | pinned, cache="off", publish={},
         checkpoints=False, executor=executor or spec.executor, limits=record.limits, attempt=1, previous_execution_id=record.execution_id,

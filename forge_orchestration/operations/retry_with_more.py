@@ -9,6 +9,7 @@ import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError
+from forge_orchestration.executions.inputs import SNAPSHOT
 from forge_orchestration.executions.upstream import EXECUTION
 from forge_orchestration.executors.feed import Listener
 from forge_orchestration.model.limits import Limits, limits_as_written
@@ -20,8 +21,10 @@ _LIMIT_OF = {EndReason.MEMORY: ("memory", "memory_bytes"), EndReason.WALL_TIME: 
 
 
 def repeated(spec: AnalysisSpec, record: ExecutionRecord) -> AnalysisSpec:
-    """The request to do once more what `record` tells of: with its limits, and the very outputs of others that it had read."""
-    read = {one.name: one.source for one in record.inputs if one.source.startswith(EXECUTION) and one.name in spec.inputs}
+    """The request to do once more what `record` tells of: with its limits, and the very outputs of others and snapshots that it had read."""
+    read = {
+        one.name: one.source for one in record.inputs if one.source.startswith((EXECUTION, SNAPSHOT)) and one.name in spec.inputs
+    }
     return msgspec.structs.replace(
         spec, attempt=record.attempt + 1, previous_execution_id=record.execution_id, limits=record.limits, chosen_by=record.chosen_by,
         inputs={**spec.inputs, **read},

@@ -30,6 +30,10 @@ class InputModel(dg.Model):
     )
     url: str | None = Field(default=None, description="Instead of a path: where it is fetched, by http or https.")
     sha256: str | None = Field(default=None, description="With a url: the digest that its content must have.")
+    database: str | None = Field(
+        default=None, description="Instead of a path: a database of the deployment's settings, as it is then."
+    )
+    query: str | None = Field(default=None, description="With a database: what is asked of it; the answer comes as Parquet.")
     description: str = ""
 
 
@@ -52,6 +56,26 @@ class PartitionsModel(dg.Model):
     start: str | None = Field(default=None, description="The day of the first window, such as 2026-01-01.")
     dynamic: str | None = Field(default=None, description="Name of the set.")
     per_run: int | None = Field(default=None, description="Most of them in one run of a backfill; all, if not given.")
+
+
+class ColumnModel(dg.Model):
+    """What stands in one column of a table."""
+
+    type: str = Field(description="int, float, str, bool or time.")
+    null: bool = Field(default=False, description="Whether there may be nothing.")
+    min: float | None = None
+    max: float | None = None
+    choices: list[int | float | str] | None = None
+
+
+class PublicationModel(dg.Model):
+    """Where one output goes: into a table, or as a file."""
+
+    output: str = Field(description="Name of the output.")
+    table: str | None = Field(default=None, description="DATABASE.TABLE; the database is one of the deployment's settings.")
+    path: str | None = Field(default=None, description="FOLDER/PATH; the folder is one of the deployment's settings.")
+    columns: dict[str, ColumnModel] | None = Field(default=None, description="All columns of the table.")
+    unique: list[str] | None = Field(default=None, description="Columns of which no two rows have the same values.")
 
 
 class RetryModel(dg.Model):
@@ -104,6 +128,9 @@ class Analysis(dg.Component, dg.Model, dg.Resolvable):
     inputs: dict[str, InputModel] | None = Field(default=None, description="Files that it reads, by name.")
     outputs: dict[str, str] | None = Field(default=None, description="Files or patterns that it must write, by name.")
     checks: dict[str, str] | None = Field(default=None, description="What it must report on, by name, and what is expected.")
+    publish: dict[str, PublicationModel] | None = Field(
+        default=None, description="Outputs that go to a database or a folder, by name."
+    )
     partitions: PartitionsModel | None = Field(default=None, description="What it is cut into, an execution each.")
     params: dict[str, ParamModel] | None = Field(default=None, description="What a launch may change.")
     limits: dict[str, bool | int | float | str] | None = Field(

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
-from forge_orchestration.executions.inputs import ResolvedInput, has_changed
+from forge_orchestration.executions.inputs import SNAPSHOT, ResolvedInput, has_changed
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.model.spec import AnalysisSpec
@@ -62,6 +62,11 @@ def keep_inputs(inputs: Sequence[ResolvedInput], folder: ExecutionFolder) -> Non
     """Remember which files were read: whoever sees the execution's end looks whether they are still the same."""
     if inputs:
         write_atomically(folder.path / _INPUTS, msgspec.json.encode(inputs))
+    for item in inputs:
+        if item.facts.source.startswith(SNAPSHOT):
+            from forge_orchestration.executions.snapshots import keep_snapshot  # only who has one waits for what it loads
+
+            keep_snapshot(item.name, Path(item.path), folder)
 
 
 def confirmed(record: ExecutionRecord, folder: ExecutionFolder, store: Store) -> ExecutionRecord:

@@ -13,6 +13,7 @@ import pytest
 import forge_orchestration
 from forge_orchestration.executions.downloads import Download
 from forge_orchestration.executions.inputs import ResolvedInput
+from forge_orchestration.executions.snapshots import Snapshot
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.health.changes import Change, Trouble
@@ -35,6 +36,7 @@ from forge_orchestration.model.guard import FileState, GuardFacts, GuardFinding
 from forge_orchestration.model.health import CheckResult
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.messages import Message
+from forge_orchestration.model.publication import Column, Publication, PublishedFacts
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import (
     CacheFacts,
@@ -56,6 +58,7 @@ from forge_orchestration.model.record import (
 )  # fmt: skip
 from forge_orchestration.model.sections import (  # fmt: skip
     CgroupSettings,
+    DatabaseSettings,
     DownloadSettings,
     GuardSettings,
     HealthSettings,
@@ -66,6 +69,7 @@ from forge_orchestration.model.sections import (  # fmt: skip
     MetricsSettings,
     NeighbourSettings,
     OutputSettings,
+    PublicationSettings,
     ReuseSettings,
     RuntimeRule,
     SupervisionSettings,
@@ -109,7 +113,7 @@ USAGE = Usage(
     wall_s=MEASURED, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED, peak_pids=MEASURED,
     io_read_bytes=MEASURED, io_write_bytes=MEASURED, peak_scratch_bytes=MEASURED,
 )  # fmt: skip
-INPUT = InputFacts(name="n", source=TEXT, sha256="s", bytes=2**53 + 1)
+INPUT = InputFacts(name="n", source=TEXT, sha256="s", bytes=2**53 + 1, taken_at=1.5)
 OUTPUT = OutputFacts(name=TEXT, path=TEXT, sha256="s", bytes=0)
 REJECTED = RejectedOutput(path=TEXT, why=TEXT)
 LOG = LogFacts(path=TEXT, bytes=1, truncated_bytes=2**60)
@@ -123,6 +127,10 @@ GUARD = GuardFacts(
     databases=[TEXT], tier="full", paths=[TEXT], files=1, bytes=2**53 + 1, before_at=0.25, before_s=0.5, after_at=1.5, after_s=2.5,
     why_not_after=TEXT, findings=[GUARD_FINDING],
 )  # fmt: skip
+PUBLISHED = PublishedFacts(name="p", output="o", target="d.t", execution_id="e", rows=2, sha256="s", at=1.5, error=TEXT)
+PUBLICATION = Publication(
+    output="o", table="d.t", columns={"c": Column(type="float", null=True, min=0, max=1.5, choices=(1, 2.5))}, unique=("c",)
+)
 CHECK_FACTS = CheckFacts(name="c", passed=False, severity="warning", message=TEXT, values={"n": 1.5})
 CHECKPOINT = CheckpointFacts(resumed_from="x", resumed_bytes=2**40, kept=True, why=TEXT)
 CACHE = CacheFacts(policy="refresh", hit=True, source_execution_id="x", why=TEXT, reusable=True)
@@ -133,7 +141,7 @@ RECORD = ExecutionRecord(
     parameters={"a": 1, "b": 1.5, "c": True, "d": TEXT}, seed=2**62, threads=2, chosen_by={"runtime": "caller"}, inputs=[INPUT],
     code=CodeFacts(sha256="s", git_commit="c", git_dirty=False), limits=LIMITS, enforced={"cpus": Enforced(value=0.5, source=TEXT)},
     isolation=ISOLATION, violations={"unshare": 3}, suspect=True, guard=GUARD, usage=USAGE, outputs=[OUTPUT], rejected_outputs=[REJECTED],
-    metadata={TEXT: TEXT, "n": 1.5, "b": False}, checks=[CHECK_FACTS], published=[{"to": TEXT}], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
+    metadata={TEXT: TEXT, "n": 1.5, "b": False}, checks=[CHECK_FACTS], published=[PUBLISHED], logs={"stdout": LOG}, cleanup=CLEANUP, fingerprint="f",
     fingerprint_parts={"param/a": TEXT}, cache=CACHE, checkpoint=CHECKPOINT, queued_at=0.25, started_at=1.25, ended_at=2.5, folder=TEXT,
 )  # fmt: skip
 PLAN = LaunchPlan(
@@ -157,7 +165,7 @@ SPEC = AnalysisSpec(
     name="n", command=("c", TEXT), folder=TEXT, runtime="r", executor="e", inputs={"i": TEXT}, outputs={"o": "*"},
     params={"a": 1, "b": 1.5, "c": False, "d": TEXT}, limits=LIMITS, env={"E": TEXT}, threads=2, seed=3, priority=-4,
     chosen_by={"runtime": "x"}, group=TEXT, tags=("t",), files=(TEXT,), function="m:f", retry_with_more=RETRY,
-    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p", cache="only", checkpoints=False,
+    dagster_run_id="r", dagster_step_key="k", partition="p", checks=("c",), attempt=2, previous_execution_id="p", cache="only", checkpoints=False, publish={"p": PUBLICATION},
 )  # fmt: skip
 CAPACITY = Capacity(memory_bytes=2**40, pids=9, scratch_bytes=2**41, cpus=1.5, executions=3)
 CLAIM = Claim(
@@ -205,6 +213,7 @@ EXAMPLES: list[msgspec.Struct] = [
         cache="off",
         deterministic=True,
         stages={"s": STAGE},
+        publish={"p": PUBLICATION},
     ),
     RETRY,
     STAGE,
@@ -216,6 +225,13 @@ EXAMPLES: list[msgspec.Struct] = [
     DownloadSettings(hosts=("*.org",), max_bytes=2**40, silence_s=0.5, max_s=1.5),
     Download(url="https://a/b", sha256="s"),
     InputSource(path="", url="https://a/b", sha256="s"),
+    InputSource(database="d", query=TEXT),
+    PUBLICATION,
+    PUBLICATION.columns["c"],
+    DatabaseSettings(url="sqlite:////x", tables=("a*",), snapshots=True, max_bytes=2**40),
+    PublicationSettings(folders={"a": Path("/x")}, max_bytes=2**40, max_rows=5, retry_s=0.5),
+    Snapshot(path=Path("/x"), source=TEXT, sha256="s", taken_at=1.5),
+    PublishedFacts(name="p", output="o", target="f/x", execution_id="e"),
     Difference(path=TEXT, what=TEXT),
     Replayed(
         original="x", execution_id="y", end_reason="completed", verdict="different", outputs=2,
