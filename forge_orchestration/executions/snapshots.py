@@ -18,10 +18,8 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
-
-import msgspec
 
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
@@ -37,7 +35,7 @@ _ROWS = 20_000
 _UNUSED_S = 3600.0
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(NamedTuple):
     """A snapshot that was taken: where it is, what it is called now, and when it was taken."""
 
     path: Path

@@ -13,7 +13,6 @@ import pytest
 import forge_orchestration
 from forge_orchestration.executions.downloads import Download
 from forge_orchestration.executions.inputs import ResolvedInput
-from forge_orchestration.executions.snapshots import Snapshot
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.health.changes import Change, Trouble
@@ -229,8 +228,7 @@ EXAMPLES: list[msgspec.Struct] = [
     PUBLICATION,
     PUBLICATION.columns["c"],
     DatabaseSettings(url="sqlite:////x", tables=("a*",), snapshots=True, max_bytes=2**40),
-    PublicationSettings(folders={"a": Path("/x")}, max_bytes=2**40, max_rows=5, retry_s=0.5),
-    Snapshot(path=Path("/x"), source=TEXT, sha256="s", taken_at=1.5),
+    PublicationSettings(max_bytes=2**40, max_rows=5, retry_s=0.5),
     PublishedFacts(name="p", output="o", target="f/x", execution_id="e"),
     Difference(path=TEXT, what=TEXT),
     Replayed(
