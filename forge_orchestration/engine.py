@@ -16,7 +16,7 @@ import msgspec
 from forge_orchestration.errors import BackendUnavailableError, ForgeError, RuntimeCatalogError, SpecError, StoreError
 from forge_orchestration.executions import publication, upstream
 from forge_orchestration.executions.folder import ExecutionFolder, new_execution_id, write_atomically
-from forge_orchestration.executions.inputs import ResolvedInput, fetch_input, resolve_input
+from forge_orchestration.executions.inputs import ResolvedInput, fetch_input, resolve_inputs
 from forge_orchestration.executions.journal import Journal, not_written
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
@@ -242,8 +242,9 @@ class Engine:
             check_code(Path(spec.folder), spec.files)
         own = spec.folder if not spec.files else None  # else not all of it is copied
         return chosen, tuple(
-            resolve_input(name, self._pinned(source, spec), self.settings, chosen.site_packages, self.store, own)
+            item
             for name, source in spec.inputs.items()
+            for item in resolve_inputs(name, self._pinned(source, spec), self.settings, chosen.site_packages, self.store, own)
         )
 
     def _fetch(self, inputs: tuple[ResolvedInput, ...], cancel: threading.Event | None) -> tuple[ResolvedInput, ...]:

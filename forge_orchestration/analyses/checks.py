@@ -10,7 +10,7 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.model.sections import CachePolicy
 from forge_orchestration.model.spec import InputSource
 
-_URL = re.compile(r"https?://[^\s#{}]+")
+_URL = re.compile(r"(https?|s3|file)://[^\s#{}]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -65,7 +65,7 @@ def check_source(name: str, source: InputSource, where: str) -> None:
     if source.url and not (_URL.fullmatch(source.url) and _SHA256.fullmatch(source.sha256)):
         raise SpecError(
             f"Input '{name}' in {where} has the url {source.url[:200]!r} and the sha256 {source.sha256[:80]!r}.",
-            "A url begins with http:// or https:// and has no '#', and its sha256 is 64 hexadecimal digits in lower case.",
+            "A url begins with http://, https://, s3:// or file:// and has no '#', and its sha256 is 64 hexadecimal digits in lower case.",
         )
     if source.sha256 and not source.url:
         raise SpecError(f"Input '{name}' in {where} has a sha256 without a url.", "Of files that are there it is computed.")

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import requests
 
 # without what two parsers may read in two ways: users, backslashes, control characters
-_SOURCE = re.compile(r"(?P<url>https?://[^\s#@\\\x00-\x1f\x7f]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+_SOURCE = re.compile(r"(?P<url>(https?|s3)://[^\s#@\\\x00-\x1f\x7f]+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _REDIRECTS = 5
 _ATTEMPTS = 5
 _WAIT_S = 1.0
@@ -130,6 +130,9 @@ class _CutOff(Exception):
 
 def _go_on(what: str, url: str, part: Path, settings: DownloadSettings, until: float, cancel: threading.Event | None) -> None:
     """Fetch the rest of a file, or all of it from a server that does not give parts."""
+    if url.startswith("s3://"):
+        _go_on_with_object(what, url, part, settings, until, cancel)
+        return
     import requests  # only who fetches waits for what it loads
     from urllib3.exceptions import HTTPError
 
@@ -143,31 +146,70 @@ def _go_on(what: str, url: str, part: Path, settings: DownloadSettings, until: f
                 raise _CutOff(f"the server answers {answer.status_code}")
             if answer.status_code not in (200, 206):
                 raise SpecError(f"{what} cannot be fetched: the server answers {answer.status_code} {answer.reason}.")
-            total = had if answer.status_code == 206 else 0
+            had = had if answer.status_code == 206 else 0
             length = answer.headers.get("Content-Length", "")
-            whole = total + int(length) if length.isdecimal() else None
-            # unbuffered, and as it comes: what has come is there, however it ends
-            with open(part, "ab" if answer.status_code == 206 else "wb", buffering=0) as file:
-                while data := answer.raw.read1(_CHUNK):
-                    total += len(data)
-                    if total > settings.max_bytes:
-                        part.unlink()
-                        raise SpecError(
-                            f"{what} is larger than {format_bytes(settings.max_bytes)}.", "See [downloads] max in settings.toml."
-                        )
-                    space = os.statvfs(part.parent)
-                    if space.f_bavail * space.f_frsize < len(data) + _LEAST_ROOM_BYTES:
-                        raise SpecError(f"{what} does not fit on the disk of {part.parent}.", "Make room.")
-                    file.write(data)
-                    if cancel is not None and cancel.is_set():
-                        raise CanceledError(f"{what} was being fetched when it was canceled.")
-                    if time.monotonic() > until:
-                        raise _CutOff(f"it takes longer than {format_seconds(settings.max_s)}")
-                os.fsync(file.fileno())
-            if whole is not None and total < whole:
-                raise _CutOff(f"it ended after {total} of {whole} bytes")
+            whole = had + int(length) if length.isdecimal() else None
+            _keep(what, lambda: answer.raw.read1(_CHUNK), part, had, whole, settings, until, cancel)
     except (requests.RequestException, HTTPError, OSError) as error:
         raise _CutOff(_reason(error)) from error
+
+
+def _go_on_with_object(
+    what: str, url: str, part: Path, settings: DownloadSettings, until: float, cancel: threading.Event | None
+) -> None:
+    """Fetch the rest of an object in S3, with the credentials of this process; a sandbox has none."""
+    try:
+        import fsspec
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        files, path = fsspec.url_to_fs(url, default_cache_type="none", skip_instance_cache=True)
+    except ImportError as error:
+        raise SpecError(
+            f"{what} needs a Python package that is not installed.", "Install it: pip install 'forge-orchestration[s3]'"
+        ) from error
+    had = part.stat().st_size if part.exists() else 0
+    try:
+        whole = int(files.info(path)["size"])
+        if had > whole:
+            had = 0
+        with files.open(path, "rb") as source:
+            source.seek(had)
+            _keep(what, lambda: source.read(min(_CHUNK * 16, whole - source.tell())), part, had, whole, settings, until, cancel)
+    except FileNotFoundError as error:
+        raise SpecError(f"{what} cannot be fetched: there is no such object.") from error
+    except PermissionError as error:
+        raise SpecError(
+            f"{what} cannot be fetched: {error}.", "Look at the credentials of the process that runs executions."
+        ) from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise _CutOff(str(error)) from error
+
+
+def _keep(
+    what: str, read: Callable[[], bytes], part: Path, had: int, whole: int | None, settings: DownloadSettings, until: float,
+    cancel: threading.Event | None,
+) -> None:  # fmt: skip
+    """Write what comes behind what has come before: it is there, however it ends."""
+    total = had
+    with open(part, "ab" if had else "wb", buffering=0) as file:
+        while data := read():
+            total += len(data)
+            if total > settings.max_bytes:
+                part.unlink()
+                raise SpecError(
+                    f"{what} is larger than {format_bytes(settings.max_bytes)}.", "See [downloads] max in settings.toml."
+                )
+            space = os.statvfs(part.parent)
+            if space.f_bavail * space.f_frsize < len(data) + _LEAST_ROOM_BYTES:
+                raise SpecError(f"{what} does not fit on the disk of {part.parent}.", "Make room.")
+            file.write(data)
+            if cancel is not None and cancel.is_set():
+                raise CanceledError(f"{what} was being fetched when it was canceled.")
+            if time.monotonic() > until:
+                raise _CutOff(f"it takes longer than {format_seconds(settings.max_s)}")
+        os.fsync(file.fileno())
+    if whole is not None and total < whole:
+        raise _CutOff(f"it ended after {total} of {whole} bytes")
 
 
 def _answer(what: str, url: str, headers: dict[str, str], settings: DownloadSettings) -> requests.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import msgspec
 
@@ -19,12 +21,16 @@ from forge_orchestration.errors import SpecError
 from forge_orchestration.executions import upstream
 from forge_orchestration.executions.openat2 import open_without_links
 from forge_orchestration.model.compiled import compiled
-from forge_orchestration.model.record import InputFacts, OutputFacts
+from forge_orchestration.model.record import InputFacts
 from forge_orchestration.settings import Settings
 
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket", stat.S_ISBLK: "a device", stat.S_ISCHR: "a device"}
 _PACKAGE, SNAPSHOT = "package://", "snapshot://"
-_WEB = ("http://", "https://")
+_FILE = "file://"
+_WEB = ("http://", "https://", "s3://")
+_PATTERN = re.compile(r"[*?\[]")
+_MOST_FILES = 1000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 # file systems tell times in ticks: what is written in the tick in which it was read has the times that it had before
 _TICK_NS = 100_000_000
@@ -73,6 +79,39 @@ class ResolvedInput(msgspec.Struct, frozen=True, kw_only=True):
         return self.inode != 0
 
 
+def resolve_inputs(
+    name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache, analysis_folder: str | None = None
+) -> list[ResolvedInput]:
+    """An input, or each file that a pattern such as `/data/*/reads.fastq` stands for, called `NAME/PATH` then.
+
+    PATH is what is behind the last folder that the pattern names. `**` stands for folders however deep. Arguments as those of
+    `resolve_input`.
+
+    Raises:
+        SpecError: As there; there is no such file, or too many.
+    """
+    path = os.path.expanduser(source)
+    if "://" in source or not _PATTERN.search(path) or os.path.lexists(path):
+        return [resolve_input(name, source, settings, site_packages, cache, analysis_folder)]
+    check_input_name(name, "the request")
+    base = path[: _PATTERN.search(path).start()].rpartition("/")[0] or "/"  # type: ignore[union-attr]
+    found = []
+    for one in glob.iglob(os.path.abspath(path) if not path.startswith("/") else path, recursive=True):
+        if os.path.isfile(one):
+            found.append(one)
+            if len(found) > _MOST_FILES:
+                raise SpecError(f"Input '{name}' ({source}) is more than {_MOST_FILES} files.", "Name the folder that they are in.")
+    if not found:
+        raise SpecError(f"Input '{name}' ({source}) cannot be read: there is no such file.")
+    base = os.path.abspath(base)
+    return [
+        msgspec.structs.replace(one, name=inside, facts=msgspec.structs.replace(one.facts, name=inside))
+        for file in sorted(found)
+        for inside in [f"{name}/{os.path.relpath(file, base)}"]
+        for one in [resolve_input(name, file, settings, site_packages, cache, analysis_folder)]
+    ]
+
+
 def resolve_input(
     name: str, source: str, settings: Settings, site_packages: Path | None, cache: DigestCache, analysis_folder: str | None = None
 ) -> ResolvedInput:
@@ -94,12 +133,22 @@ def resolve_input(
         return _resolve_download(name, source, settings, cache)
     if source.startswith(SNAPSHOT):
         return _resolve_snapshot(name, source, settings, cache)
-    expected: OutputFacts | None = None
+    expected: str | None = None
+    written = source
+    if source.startswith(_FILE):
+        source, _, expected = source.partition("#sha256=")
+        source = unquote(source.removeprefix(_FILE))
+        if not source.startswith("/") or not _SHA256.fullmatch(expected):
+            raise SpecError(
+                f"Input '{name}' ({written}) does not say where it is, or what its content is.",
+                "Write it as file:///absolute/path#sha256=64 hexadecimal digits in lower case.",
+            )
     in_package = source.startswith(_PACKAGE)
     if in_package and site_packages is None:
         raise SpecError(f"Input '{name}' ({source}) cannot be had: the runtime has no Python packages.", "Name a path.")
     if source.startswith(upstream.EXECUTION):
-        file, expected = upstream.collected(source, settings.executions_dir)
+        file, collected = upstream.collected(source, settings.executions_dir)
+        expected = collected.sha256
         path = Path(os.path.realpath(file))
         roots: tuple[Path, ...] = (Path(os.path.realpath(settings.executions_dir)),)
         where, hint = "the outputs of executions", ""
@@ -140,12 +189,13 @@ def resolve_input(
             ) from None
     finally:
         os.close(fd)
-    if expected is not None and digest != expected.sha256:
+    if expected is not None and digest != expected:
+        of_file = written.startswith(_FILE)
         raise SpecError(
-            f"Input '{name}' ({source}) is no longer what was collected: its sha256 is {digest}, and was {expected.sha256}.",
-            "Run that execution's analysis again.",
+            f"Input '{name}' ({written}) is {'not what was declared' if of_file else 'no longer what was collected'}: its sha256 is {digest}, and {'should be' if of_file else 'was'} {expected}.",
+            "Correct the digest, or look what has become of the file." if of_file else "Run that execution's analysis again.",
         )
-    described = InputFacts(name=name, source=source, sha256=digest, bytes=size)
+    described = InputFacts(name=name, source=written, sha256=digest, bytes=size)
     return ResolvedInput(
         name=name, path=str(path), device=facts.st_dev, inode=facts.st_ino, facts=described, owner=owner, stamp=stamp
     )

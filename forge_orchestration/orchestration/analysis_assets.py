@@ -168,7 +168,7 @@ def described(definition: AnalysisDefinition, settings: Settings) -> str:
     parts = [definition.description or "(no description)"]
     if definition.inputs:
         rows = {
-            name: " ".join(filter(None, [f"`{source.path or source.url}`", source.description]))
+            name: " ".join(filter(None, [f"`{source.path or source.url or source.database}`", source.description]))
             for name, source in definition.inputs.items()
         }
         parts.append(_rows("Input", "From", rows))

@@ -28,7 +28,9 @@ class InputModel(dg.Model):
     path: str | None = Field(
         default=None, description="A path, package://NAME/PATH in the runtime, or asset://NAME/OUTPUT of another analysis."
     )
-    url: str | None = Field(default=None, description="Instead of a path: where it is fetched, by http or https.")
+    url: str | None = Field(
+        default=None, description="Instead of a path: where it is fetched, by http, https or s3; or file:///absolute/path."
+    )
     sha256: str | None = Field(default=None, description="With a url: the digest that its content must have.")
     database: str | None = Field(
         default=None, description="Instead of a path: a database of the deployment's settings, as it is then."

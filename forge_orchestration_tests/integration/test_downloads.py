@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_orchestration.errors import CanceledError
+from forge_orchestration.errors import BackendUnavailableError, CanceledError, SpecError
 from forge_orchestration.executions import downloads
 from forge_orchestration.executions.downloads import Download, as_source, fetch
 from forge_orchestration.model.sections import DownloadSettings
@@ -304,3 +304,58 @@ class TestFetch:
         threading.Timer(0.2, cancel.set).start()
         with pytest.raises(CanceledError):
             self.fetch(tmp_path, server, cancel=cancel)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[object]:
+    """A server that answers as S3 does, and the client that talks to the real one."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+                            "AWS_DEFAULT_REGION": "us-east-1", "NO_PROXY": "127.0.0.1"}.items():  # fmt: skip
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="reads")
+        client.put_object(Bucket="reads", Key="run1/data.bin", Body=CONTENT)
+        yield client
+    server.stop()
+
+
+class TestFromS3:
+    def test_an_object_by_its_content(self, bucket: object, tmp_path: Path) -> None:
+        wanted = Download(url="s3://reads/run1/data.bin", sha256=SHA256)
+        assert fetch("x", wanted, tmp_path, DownloadSettings()).read_bytes() == CONTENT
+
+    def test_goes_on_where_it_was_cut_off(self, bucket: object, tmp_path: Path) -> None:
+        part = tmp_path / "downloads" / f"{SHA256}.part"
+        part.parent.mkdir()
+        part.write_bytes(CONTENT[: 2 << 20])
+        before = os.stat(part).st_ino
+        wanted = Download(url="s3://reads/run1/data.bin", sha256=SHA256)
+        got = fetch("x", wanted, tmp_path, DownloadSettings())
+        assert got.read_bytes() == CONTENT and os.stat(got).st_ino == before, "what had come was not fetched again"
+
+    def test_another_content_or_none(self, bucket: object, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="has another content than was declared"):
+            fetch("x", Download(url="s3://reads/run1/data.bin", sha256="0" * 64), tmp_path, DownloadSettings())
+        with pytest.raises(SpecError, match="there is no such object"):
+            fetch("x", Download(url="s3://reads/none", sha256=SHA256), tmp_path, DownloadSettings())
+        with pytest.raises(SpecError, match=r"is larger than 1\.0 KiB"):
+            fetch("x", Download(url="s3://reads/run1/data.bin", sha256=SHA256), tmp_path, DownloadSettings(max_bytes=1024))
+        assert [name for name in os.listdir(tmp_path / "downloads") if not name.endswith(".lock")] == []
+
+    def test_only_from_buckets_that_are_allowed(self, bucket: object) -> None:
+        with pytest.raises(SpecError, match="is of host 'reads', and nothing is fetched from there"):
+            downloads.parsed("x", f"s3://reads/x#sha256={SHA256}", DownloadSettings(hosts=("*.org",)))
+
+    def test_a_server_that_does_not_answer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+                            "AWS_MAX_ATTEMPTS": "1"}.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
+            fetch("x", Download(url="s3://reads/x", sha256=SHA256), tmp_path, DownloadSettings())

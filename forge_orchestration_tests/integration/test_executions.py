@@ -212,3 +212,18 @@ def test_an_input_that_only_its_owner_may_read(forge_home: Path, tmp_path: Path)
     assert complaints.count("Read-only file system") == 2 and record.end_reason == "nonzero_exit"
     assert [(path.stat().st_mode & 0o777, path.stat().st_uid) for path in (secret, folder)] == [(0o600, 4711), (0o700, 4711)]
     assert secret.read_text() == "content of secret\n" and os.listdir(folder) == ["inside"]
+
+
+def test_each_file_that_a_pattern_stands_for(forge_home: Path, tmp_path: Path) -> None:
+    for name in ("s1/reads.fastq", "s2/reads.fastq", "s2/other.txt", "s 3/reads.fastq"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "s2" / "reads.fastq").chmod(0o644 if os.geteuid() else 0o600)  # as root, its owner's alone
+    record = forge_orchestration.run(
+        ["sh", "-c", "cd $FORGE_INPUTS && find . -type f -exec cat {} + && ! touch reads/new && ! touch reads/s1/new"],
+        inputs={"reads": f"{tmp_path}/s*/reads.fastq"},
+    )
+    assert record.succeeded, record.message
+    said = Path(record.logs["stdout"].path).read_text()
+    assert sorted(said.replace("fastq", "fastq\n").split("\n")[:-1]) == ["s 3/reads.fastq", "s1/reads.fastq", "s2/reads.fastq"]
+    assert [one.name for one in record.inputs] == ["reads/s 3/reads.fastq", "reads/s1/reads.fastq", "reads/s2/reads.fastq"]

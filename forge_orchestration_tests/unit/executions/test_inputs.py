@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forge_orchestration.errors import SpecError
-from forge_orchestration.executions.inputs import ResolvedInput, has_changed, resolve_input
+from forge_orchestration.executions.inputs import ResolvedInput, has_changed, resolve_input, resolve_inputs
 from forge_orchestration.settings import Settings
 from forge_orchestration_tests.conftest import prerequisite
 
@@ -459,3 +459,63 @@ class TestCache:
         resolve(data / "f", cache=cache)
         resolve(data / "f", cache=cache)
         assert cache.found == 1
+
+
+class TestAFileByItsContent:
+    def test_is_that_file(self, resolve, data: Path) -> None:
+        (data / "a b.csv").write_text("1,2\n")
+        source = f"file://{data}/a%20b.csv#sha256={hashlib.sha256(b'1,2' + os.linesep.encode()).hexdigest()}"
+        found = resolve(source)
+        assert found.path == str(data / "a b.csv") and found.facts.source == source
+
+    def test_that_it_is_not(self, resolve, data: Path) -> None:
+        (data / "a.csv").write_text("1,3\n")
+        refused(resolve, f"file://{data}/a.csv#sha256={'0' * 64}", "is not what was declared: its sha256 is .*, and should be 0000")
+
+    @pytest.mark.parametrize("source", ["file:///data/a.csv", "file://a.csv#sha256=" + "0" * 64, "file:///a#sha256=abc"])
+    def test_that_says_too_little(self, resolve, source: str) -> None:
+        refused(resolve, source, "does not say where it is, or what its content is")
+
+    def test_may_be_nowhere_else_than_others(self, resolve) -> None:
+        refused(resolve, f"file:///etc/hostname#sha256={'0' * 64}", "is not in the folders that inputs may come from")
+
+
+class TestPatterns:
+    @pytest.fixture
+    def files(self, settings: Settings, data: Path):
+        for path in ("a.fastq", "b.fastq", "b.txt", "s1/reads.fastq", "s2/deep/reads.fastq", "s[1]/x"):
+            (data / path).parent.mkdir(parents=True, exist_ok=True)
+            (data / path).write_text(path)
+
+        def call(pattern: str) -> dict[str, str]:
+            found = resolve_inputs("x", pattern, settings, None, Digests())
+            assert all(one.name == one.facts.name and one.path == one.facts.source for one in found)
+            return {one.name: Path(one.path).read_text() for one in found}
+
+        return call
+
+    @pytest.mark.parametrize(("pattern", "expected"), [
+        ("*.fastq", {"x/a.fastq": "a.fastq", "x/b.fastq": "b.fastq"}),
+        ("s*/reads.fastq", {"x/s1/reads.fastq": "s1/reads.fastq"}),
+        ("**/*.fastq", {"x/a.fastq": "a.fastq", "x/b.fastq": "b.fastq", "x/s1/reads.fastq": "s1/reads.fastq", "x/s2/deep/reads.fastq": "s2/deep/reads.fastq"}),
+        ("[ab].txt", {"x/b.txt": "b.txt"}),
+        ("s[1]/x", {"x": "s[1]/x"}),
+    ])  # fmt: skip
+    def test_each_file(self, files, data: Path, pattern: str, expected: dict[str, str]) -> None:
+        assert files(f"{data}/{pattern}") == expected
+
+    def test_none_is_refused(self, files, data: Path) -> None:
+        with pytest.raises(SpecError, match=r"Input 'x' .*\*.bam\) cannot be read: there is no such file"):
+            files(f"{data}/*.bam")
+
+    def test_more_than_can_be_mounted_are_refused(self, files, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("forge_orchestration.executions.inputs._MOST_FILES", 1)
+        with pytest.raises(SpecError, match="is more than 1 files. Name the folder that they are in"):
+            files(f"{data}/*.fastq")
+
+    def test_lead_nowhere_else_than_paths(self, files, data: Path) -> None:
+        (data / "evil.fastq").symlink_to("/etc/hostname")
+        with pytest.raises(SpecError, match=r"evil.fastq\) is not in the folders"):
+            files(f"{data}/*.fastq")
+        with pytest.raises(SpecError, match="is not in the folders"):
+            files("/etc/host*")
