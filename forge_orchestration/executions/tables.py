@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BUSY_S = 5.0
+_MAKING_TABLES = 0x466F726765  # a number of ours among the server's advisory locks
 _TYPES: dict[ColumnType, sa.types.TypeEngine[Any]] = {
     "int": sa.BigInteger(), "float": sa.Double(), "str": sa.Text(), "bool": sa.Boolean(), "time": sa.DateTime(timezone=True),
 }  # fmt: skip
@@ -87,7 +88,7 @@ class Database:
         key = {"execution_id": execution_id, "publication": publication, "target_table": table_name}
         try:
             with self._engine.begin() as connection:
-                _LEDGER.create(connection, checkfirst=True)
+                self._make(connection, _LEDGER)
                 there = connection.execute(sa.select(_LEDGER.c.row_count).filter_by(**key)).scalar()
                 if there is not None:
                     return int(there)
@@ -152,11 +153,9 @@ class Database:
         """The table, made if it is not there."""
         own = sa.Column("execution_id", sa.String(64), nullable=False, index=True)
         wanted = sa.Table(name, sa.MetaData(), own, *(sa.Column(one, _TYPES[column.type], nullable=column.null) for one, column in columns.items()))  # fmt: skip
-        inspector = sa.inspect(connection)
-        if not inspector.has_table(name):
-            wanted.create(connection)
+        if self._make(connection, wanted):
             return wanted
-        found = {column["name"]: column for column in inspector.get_columns(name)}
+        found = {column["name"]: column for column in sa.inspect(connection).get_columns(name)}
         what = f"Table '{name}' of database '{self.name}'"
         for one in wanted.columns:
             if one.name not in found:
@@ -174,6 +173,17 @@ class Database:
                     "Declare it, or give it a default.",
                 )
         return wanted
+
+    def _make(self, connection: sa.Connection, table: sa.Table) -> bool:
+        """Make a table if it is not there; returns whether it was made."""
+        if sa.inspect(connection).has_table(table.name):
+            return False
+        if self._url.kind == "postgresql":  # two who make the same at once fail, though each asks first
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+            if sa.inspect(connection).has_table(table.name):
+                return False
+        table.create(connection)
+        return True
 
     def _check_unique(self, connection: sa.Connection, table: sa.Table, unique: tuple[str, ...], execution_id: str) -> None:
         columns = [table.c[one] for one in unique]

@@ -162,7 +162,7 @@ def test_postgresql(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("query", "said"), [
-    ("SELECT nothing FROM samples", "no such column: nothing"),
+    ("SELECT nowhere FROM samples", "no such column: nowhere"),
     ("DELETE FROM samples RETURNING name", "attempt to write a readonly database"),
     ("SELECT 1; SELECT 2", "cannot be taken"),
     ("CREATE TABLE more (x)", "cannot be taken"),
