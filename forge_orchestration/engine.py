@@ -185,18 +185,20 @@ class Engine:
         return self.publish_pending(record, cancel=cancel)
 
     def publish(
-        self, record: ExecutionRecord, publications: Mapping[str, Publication], *, cancel: threading.Event | None = None, force: bool = False
+        self, record: ExecutionRecord, publications: Mapping[str, Publication], *, cancel: threading.Event | None = None, force: bool = False,
+        patient: bool = True,
     ) -> ExecutionRecord:  # fmt: skip
         """Publish what an execution has made, unless it is published already; returns the record with what has become of each.
 
         Args:
             force: Also if the execution is suspect.
+            patient: Whether a database that does not answer is tried again for a while.
         """
         if not publications:
             return record
         folder = ExecutionFolder(self.settings.executions_dir, record.execution_id)
         if record.succeeded:
-            published = publication.publish(record, publications, self.settings, self.store, cancel, force=force)
+            published = publication.publish(record, publications, self.settings, self.store, cancel, force=force, patient=patient)
             if published != record.published:
                 record = msgspec.structs.replace(record, published=published)
                 self._journal.add(record, folder)
@@ -205,7 +207,7 @@ class Engine:
         return record
 
     def publish_pending(
-        self, record: ExecutionRecord, *, cancel: threading.Event | None = None, force: bool = False
+        self, record: ExecutionRecord, *, cancel: threading.Event | None = None, force: bool = False, patient: bool = True
     ) -> ExecutionRecord:
         """Publish what an execution was to publish and has not, as it was asked for then; returns the record as it is now."""
         if record.execution_id not in publication.marked(self.settings):
@@ -215,7 +217,7 @@ class Engine:
             spec = msgspec.json.decode(folder.request.read_bytes(), type=AnalysisSpec)
         except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise StoreError(f"What execution {record.execution_id} was to publish is not known any more: {error}.") from error
-        return self.publish(record, spec.publish, cancel=cancel, force=force)
+        return self.publish(record, spec.publish, cancel=cancel, force=force, patient=patient)
 
     def _run_admitted(
         self, executor: AnalysisExecutor, admission: Admission, spec: AnalysisSpec, record: ExecutionRecord,

@@ -80,22 +80,28 @@ def marked(settings: Settings) -> list[str]:
 def publish(
     record: ExecutionRecord, publications: Mapping[str, Publication], settings: Settings, cache: DigestCache,
     cancel: threading.Event | None = None, *, force: bool = False,
+    patient: bool = True,
 ) -> list[PublishedFacts]:  # fmt: skip
     """Publish what an execution that has succeeded has made; what is published already stays as it is.
+
+    Args:
+        force: Also if the execution is suspect.
+        patient: Whether a database that does not answer is tried again for a while.
 
     Returns:
         What has become of each, errors included: one that cannot be published keeps none of the others from it.
     """
+    retry_s = settings.publication.retry_s if patient else 0.0
     done = {(one.name, one.target): one for one in record.published if one.at is not None}
     return [
-        done.get((name, one.target)) or _publish(name, one, record, settings, cache, cancel, force)
+        done.get((name, one.target)) or _publish(name, one, record, settings, cache, cancel, force, retry_s)
         for name, one in publications.items()
     ]
 
 
 def _publish(
     name: str, publication: Publication, record: ExecutionRecord, settings: Settings, cache: DigestCache,
-    cancel: threading.Event | None, force: bool,
+    cancel: threading.Event | None, force: bool, retry_s: float,
 ) -> PublishedFacts:  # fmt: skip
     maker = record.cache.source_execution_id or record.execution_id
     folder = ExecutionFolder(settings.executions_dir, record.execution_id)
@@ -116,13 +122,12 @@ def _publish(
             raise SpecError(f"Output '{output.path}' is no longer what was collected: it is not published.")
         rows = None
         if publication.table:
-            rows = _patiently(
-                lambda: _load(name, publication, record, maker, path, output, settings), settings.publication.retry_s, cancel
-            )
+            rows = _patiently(lambda: _load(name, publication, record, maker, path, output, settings), retry_s, cancel)
         else:
             _place(path, publication, record, maker, settings)
     except (ForgeError, OSError) as error:
-        return msgspec.structs.replace(facts, error=str(error))
+        transient = isinstance(error, ForgeError) and (error.transient or isinstance(error, CanceledError))
+        return msgspec.structs.replace(facts, error=str(error), transient=transient)
     return msgspec.structs.replace(facts, rows=rows, sha256=output.sha256, at=time.time())
 
 

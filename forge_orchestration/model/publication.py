@@ -62,6 +62,7 @@ class PublishedFacts(msgspec.Struct, frozen=True, kw_only=True):
         sha256: Of the output that was published.
         at: When, seconds since the epoch; None: it was not.
         error: Why it was not; empty if it was.
+        transient: Whether that may be over the next time: the database did not answer.
     """
 
     name: str
@@ -72,3 +73,4 @@ class PublishedFacts(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     at: float | None = None
     error: str = ""
+    transient: bool = False

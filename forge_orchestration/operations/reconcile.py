@@ -59,7 +59,7 @@ def reconcile(engine: Engine) -> Reconciled:
 
 
 def _publish(engine: Engine, report: Reconciled) -> None:
-    """What executions have made whose controllers were killed before it was published."""
+    """What executions have made whose controllers were killed before it was published, or whose database did not answer."""
     for execution_id in publication.marked(engine.settings):
         folder = ExecutionFolder(engine.settings.executions_dir, execution_id)
         if not folder.path.exists():
@@ -67,9 +67,10 @@ def _publish(engine: Engine, report: Reconciled) -> None:
             continue
         try:
             record = folder.read_record()
-            if not record.status.is_final or record.published or somebody_is_there(folder, engine.store):
-                continue  # what could not be published once is for people to look at
-            record = engine.publish_pending(record)
+            hopeless = any(not one.transient for one in record.unpublished)  # for people to look at
+            if not record.status.is_final or hopeless or somebody_is_there(folder, engine.store):
+                continue
+            record = engine.publish_pending(record, patient=False)
         except ForgeError as error:
             report.problems.append(f"{execution_id}: {error}")
             continue

@@ -99,9 +99,11 @@ def run_analysis(
     if record.unpublished:
         # another attempt computes nothing again: it takes this result, and publishes it
         what = "; ".join(f"publication '{one.name}': {one.error}" for one in record.unpublished)
-        raise dg.Failure(
-            printable(f"The analysis has succeeded, and its result could not be published: {what}"), record_metadata(record)
-        )
+        said = printable(f"The analysis has succeeded, and its result could not be published: {what}")
+        failure = dg.Failure(said, record_metadata(record), allow_retries=False)
+        if all(one.transient for one in record.unpublished):
+            raise dg.RetryRequested(max_retries=TRANSIENT_RETRIES, seconds_to_wait=TRANSIENT_WAIT_S) from failure
+        raise failure
     return record
 
 

@@ -24,6 +24,7 @@ from forge_orchestration.executions.publication import marked
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge, wait_until
+from forge_orchestration_tests.integration.dagster_support import Deployment
 from forge_orchestration_tests.integration.postgres_server import Server, running_server
 
 SCRIPT = """\
@@ -397,3 +398,25 @@ def test_nothing_of_a_suspect_execution_is_published_unless_somebody_has_looked(
         and sqlite_place.count() == 0
     )
     assert not engine.publish(suspect, spec.publish, force=True).unpublished and sqlite_place.count() == 3
+
+
+def test_in_dagster_the_step_fails_and_another_attempt_publishes_what_is_there(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, reuse=True)
+    deployment.build_runtime()
+    script = "import os\nopen(os.environ['FORGE_OUTPUTS'] + '/t.csv', 'w').write('n\\n7\\n')\nprint('computed')\n"
+    definition = (
+        "outputs: {{t: t.csv}}\npublish: {{t: {{output: t, table: results.numbers, columns: {{n: {{type: int, max: {most}}}}}}}}}\n"
+    )
+    deployment.add_analysis("numbers", script, definition.format(most=5))
+    failed = deployment.job_execute("numbers")
+    said = failed.stdout + failed.stderr
+    assert failed.returncode == 1 and "The analysis has succeeded, and its result could not be published: publication 't':" in said
+    assert "column 'n' of row 1 is '7', and must be at most 5" in said
+    path = deployment.analyses / "numbers" / "analysis.yaml"
+    path.write_text(path.read_text().replace("max: 5", "max: 9"))
+    done = deployment.job_execute("numbers")
+    assert done.returncode == 0, done.stderr
+    first, second = deployment.records()
+    assert first["published"][0]["at"] is None and second["cache"]["hit"] and second["published"][0]["rows"] == 1
+    with closing(sqlite3.connect(deployment.home / "results.db")) as database:
+        assert database.execute("SELECT execution_id, n FROM numbers").fetchall() == [(first["execution_id"], 7)]

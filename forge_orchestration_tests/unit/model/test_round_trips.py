@@ -126,7 +126,9 @@ GUARD = GuardFacts(
     databases=[TEXT], tier="full", paths=[TEXT], files=1, bytes=2**53 + 1, before_at=0.25, before_s=0.5, after_at=1.5, after_s=2.5,
     why_not_after=TEXT, findings=[GUARD_FINDING],
 )  # fmt: skip
-PUBLISHED = PublishedFacts(name="p", output="o", target="d.t", execution_id="e", rows=2, sha256="s", at=1.5, error=TEXT)
+PUBLISHED = PublishedFacts(
+    name="p", output="o", target="d.t", execution_id="e", rows=2, sha256="s", at=1.5, error=TEXT, transient=True
+)
 PUBLICATION = Publication(
     output="o", table="d.t", columns={"c": Column(type="float", null=True, min=0, max=1.5, choices=(1, 2.5))}, unique=("c",)
 )
