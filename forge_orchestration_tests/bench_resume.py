@@ -234,9 +234,14 @@ class _FilledStore:
         """As each does that reads `execution://ANALYSIS/…`."""
         assert self.index.latest_success(self._analysis(self._any()), None)
 
-    def find_of_run(self) -> None:
-        """As each step of a Dagster run does that reads another's output."""
-        assert self.index.executions_of_run(self._run_id(self._any()))
+    def find_before_new_partition(self) -> None:
+        """As each execution does that begins: whether there is a checkpoint to go on from."""
+        assert not self.index.latest_of(self._analysis(self._any()), "new")
+
+    def find_latest_success_of_run(self) -> None:
+        """The same within a Dagster run."""
+        number = self._any() // 2 * 2
+        assert self.index.latest_success(self._analysis(number), self._run_id(number))
 
     def _any(self) -> int:
         return random.randrange(self._count)
@@ -261,7 +266,8 @@ _QUESTIONS: dict[str, Callable[[_FilledStore], None]] = {
     "list what succeeded": _FilledStore.list_succeeded,
     "results of a fingerprint": _FilledStore.find_results,
     "latest success of an analysis": _FilledStore.find_latest_success,
-    "executions of a Dagster run": _FilledStore.find_of_run,
+    "earlier ones of a new partition": _FilledStore.find_before_new_partition,
+    "latest success in a Dagster run": _FilledStore.find_latest_success_of_run,
 }
 
 
