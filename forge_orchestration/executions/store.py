@@ -48,6 +48,10 @@ _SAVE = (
     f"INSERT INTO executions ({', '.join(rows.COLUMNS)}, removed) VALUES ({', '.join('?' * len(rows.COLUMNS))}, 0)"
     f" ON CONFLICT (execution_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*rows.COLUMNS[1:], 'removed'))}"
 )
+_BEGIN = (
+    f"INSERT INTO executions ({', '.join(rows.COLUMNS)}, controller_pid, controller_start)"
+    f" VALUES ({', '.join('?' * (len(rows.COLUMNS) + 2))})"
+)
 
 
 class Store:
@@ -111,15 +115,7 @@ class Store:
     def begin(self, record: ExecutionRecord, pid: int, start_time: int) -> None:
         """Insert the row of `record`, claimed by its controller from its first moment: `forge gc` never sees it without."""
         with self._lock, self._told("written"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self.save(record)
-                self.claim(record.execution_id, pid, start_time)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            self._db.execute(_BEGIN, (*rows.row_of(record).values(), pid, start_time))
 
     def claim(self, execution_id: str, pid: int, start_time: int) -> None:
         """Remember which controller waits for an execution."""
