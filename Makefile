@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # no .pyc of ours is missing at a start: see the byte-compiling below
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo install install-dev system test test-all test-vm lint bench bench-dagster bench-neighbours ui lock clean
+.PHONY: help demo install install-dev system test test-all test-vm lint bench bench-dagster bench-neighbours bench-resume ui lock clean
 
 help:
 	@echo 'make demo      install, build the runtimes, run the main analysis through Dagster, show its results'
@@ -16,6 +16,7 @@ help:
 	@echo 'make bench     Forge against the alternatives, in the same run'
 	@echo 'make bench-dagster   a step and a launch, against Dagster alone'
 	@echo 'make bench-neighbours   what PostgreSQL and a web service notice of hostile executions beside them'
+	@echo 'make bench-resume   a workflow of 1,000 tasks, run and run again, beside Snakemake; a store with 100,000 executions'
 	@echo 'make ui        the Dagster UI on http://127.0.0.1:3000'
 
 demo: install
@@ -68,6 +69,10 @@ bench-dagster: install-dev
 bench-neighbours: install-dev
 	@scripts/prepare-cgroup
 	$(BIN)/python -m forge_orchestration_tests.bench_neighbours
+
+bench-resume: install-dev
+	@scripts/prepare-cgroup
+	$(BIN)/python -m forge_orchestration_tests.bench_resume
 
 ui: install
 	@scripts/prepare-cgroup

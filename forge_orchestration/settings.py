@@ -170,13 +170,14 @@ def load_settings(home: Path | None = None) -> Settings:
     """
     home = forge_home() if home is None else home
     path = home / "settings.toml"
-    if next((one for one in (home, *home.parents) if one.exists()), home).is_file():
-        raise SpecError(f"FORGE_HOME {home} is not a folder.", "Set FORGE_HOME to a folder that you may write.")
+    version = None
     try:
         facts = os.stat(path)
         version = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+    except NotADirectoryError:
+        raise SpecError(f"FORGE_HOME {home} is not a folder.", "Set FORGE_HOME to a folder that you may write.") from None
     except OSError:
-        version = None
+        pass
     return _read_settings(home, path, version)
 
 

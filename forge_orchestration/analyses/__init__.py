@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -158,11 +159,17 @@ def with_rules(definition: AnalysisDefinition, settings: Settings) -> AnalysisDe
 
 
 def _load_yaml(path: Path) -> object:
+    return _parsed(path.read_text("utf-8"))
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> object:
+    """Each text is parsed once a process; callers do not change the answer."""
     import yaml
 
     try:
         # the parser in C is some ten times as fast; a PyYAML that was built without it has only the other
-        return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 -- both are safe
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 -- both are safe
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 

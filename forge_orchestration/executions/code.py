@@ -144,6 +144,8 @@ def _git(folder: Path, copied: dict[bytes, Path], only: Sequence[str]) -> tuple[
     Args:
         copied: The files by their path beneath `folder`.
     """
+    if not _may_be_in_repository(Path(os.path.realpath(folder))):
+        return None, None
     try:
         head = _run_git(folder, "rev-parse", "HEAD").decode().strip()
         committed: dict[bytes, str] = {}
@@ -158,6 +160,11 @@ def _git(folder: Path, copied: dict[bytes, Path], only: Sequence[str]) -> tuple[
         return None, None
     algorithm = "sha256" if len(head) == 64 else "sha1"
     return head, committed != {path: _blob_name(copy, algorithm) for path, copy in copied.items()}
+
+
+def _may_be_in_repository(folder: Path) -> bool:
+    """Whether git would find anything that looks like one: to start git for its answer takes longer than all else that is copied."""
+    return any(os.path.lexists(f"{above}/{name}") for above in (folder, *folder.parents) for name in (".git", "HEAD"))
 
 
 def _blob_name(path: Path, algorithm: str) -> str:

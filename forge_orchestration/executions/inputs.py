@@ -10,7 +10,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
@@ -149,20 +149,19 @@ def resolve_input(
     if source.startswith(upstream.EXECUTION):
         file, collected = upstream.collected(source, settings.executions_dir)
         expected = collected.sha256
-        path = Path(os.path.realpath(file))
-        roots: tuple[Path, ...] = (Path(os.path.realpath(settings.executions_dir)),)
-        where, hint = "the outputs of executions", ""
+        roots: tuple[Path, ...] = (settings.executions_dir,)
+        where = "the outputs of executions"
     elif in_package and site_packages is not None:
-        path = Path(os.path.realpath(site_packages / source.removeprefix(_PACKAGE)))
-        roots = (Path(os.path.realpath(site_packages)),)
-        where, hint = "the runtime's packages", "Name a file or folder of a package."
+        file, roots, where = site_packages / source.removeprefix(_PACKAGE), (site_packages,), "the runtime's packages"
     else:
-        path = Path(os.path.realpath(os.path.expanduser(source)))
-        roots = tuple(Path(os.path.realpath(root)) for root in settings.allowed_input_roots)
-        where = "the folders that inputs may come from"
-        hint = f"They are: {', '.join(map(str, roots))} (allowed_input_roots in settings.toml)."
-    allowed = any(path.is_relative_to(root) for root in roots) or (not in_package and _is_beside(path, analysis_folder))
-    if not allowed or (not in_package and _is_forges_own(path, settings)):
+        file, roots, where = Path(os.path.expanduser(source)), settings.allowed_input_roots, "the folders that inputs may come from"
+    real = os.path.realpath(file)
+    path = Path(real)
+    allowed = _is_beneath_one(real, roots) or (not in_package and _is_beside(path, analysis_folder))
+    if not allowed or (not in_package and _is_forges_own(real, settings)):
+        hint = "Name a file or folder of a package." if in_package else ""
+        if roots is settings.allowed_input_roots:
+            hint = f"They are: {', '.join(map(os.path.realpath, roots))} (allowed_input_roots in settings.toml)."
         raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
     try:
         # links were resolved above, once, and what is opened is that very path: a link that is put in its way now is refused
@@ -302,14 +301,23 @@ def _is_beside(path: Path, analysis_folder: str | None) -> bool:
     return is_code(path, Path(os.path.realpath(analysis_folder)))
 
 
-def _is_forges_own(path: Path, settings: Settings) -> bool:
+def _is_beneath_one(path: str, roots: Sequence[Path]) -> bool:
+    """Whether a path without links is one of these folders, or beneath it; first of those that it looks beneath."""
+    return any(_is_beneath(path, os.path.realpath(root)) for root in sorted(roots, key=lambda root: not path.startswith(str(root))))
+
+
+def _is_beneath(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _is_forges_own(path: str, settings: Settings) -> bool:
     """Whether `path` is Forge's own or holds it: its store, its runtimes, other executions. Collected outputs are not, nor what was copied to be run."""
-    home = Path(os.path.realpath(settings.home))
-    if home.is_relative_to(path):
+    home = os.path.realpath(settings.home)
+    if _is_beneath(home, path):
         return True
-    if not path.is_relative_to(home):
+    if not _is_beneath(path, home):
         return False
-    parts = path.relative_to(home).parts
+    parts = path.removeprefix(home).strip("/").split("/")
     return not (len(parts) >= 4 and parts[0] == "executions" and parts[2] in ("outputs", "analysis"))
 
 

@@ -20,36 +20,37 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.record import ExecutionRecord
 
-_SCHEMA_VERSION = 4
-_BY_FINGERPRINT = "CREATE INDEX executions_by_fingerprint ON executions (fingerprint) WHERE fingerprint IS NOT NULL"
+_SCHEMA_VERSION = 5
 _SCHEMA = f"""
 CREATE TABLE executions ({", ".join(rows.DEFINITIONS)},
     controller_pid INTEGER, controller_start INTEGER, removed INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX executions_by_status ON executions (status);
-CREATE INDEX executions_by_analysis ON executions (analysis, execution_id);
-CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at);
-CREATE INDEX executions_by_end ON executions (ended_at);
-{_BY_FINGERPRINT};
 CREATE TABLE file_digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
 """
-# nothing had a fingerprint, nor, before that, a partition
-_FROM_3 = (*(f"ALTER TABLE executions ADD COLUMN {one}" for one in rows.SINCE_THIRD), _BY_FINGERPRINT)
-_FROM_2 = (
-    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in rows.SINCE_SECOND),
-    "CREATE INDEX executions_by_partition ON executions (analysis, partition, ended_at)",
-    *_FROM_3,
-)
-_FROM_1 = (
-    *(f"ALTER TABLE executions ADD COLUMN {one}" for one in (*rows.SINCE_FIRST, "removed INTEGER NOT NULL DEFAULT 0")),
-    "CREATE INDEX executions_by_end ON executions (ended_at)",
-    *_FROM_2,
-)
+# each with what follows in the order in which the latest are asked for, so that these are read, and not all that there are
+_INDEXES = {
+    "executions_by_status": "(status, execution_id)",
+    "executions_by_analysis": "(analysis, execution_id)",
+    "executions_by_partition": "(analysis, partition, ended_at)",
+    "executions_by_end": "(ended_at)",
+    "executions_by_run": "(dagster_run_id, analysis, partition, status, removed, ended_at, execution_id) WHERE dagster_run_id IS NOT NULL",
+    "executions_by_fingerprint": "(fingerprint, status, removed, ended_at, execution_id) WHERE fingerprint IS NOT NULL",
+}
+_ADDED = {
+    1: (*rows.SINCE_FIRST, "removed INTEGER NOT NULL DEFAULT 0", *rows.SINCE_SECOND, *rows.SINCE_THIRD),
+    2: (*rows.SINCE_SECOND, *rows.SINCE_THIRD),
+    3: rows.SINCE_THIRD,
+}
+"""The columns that an index of each earlier schema lacks."""
 _FINAL = ", ".join(f"'{status}'" for status in Status if status.is_final)
 _SAVE = (
     f"INSERT INTO executions ({', '.join(rows.COLUMNS)}, removed) VALUES ({', '.join('?' * len(rows.COLUMNS))}, 0)"
     f" ON CONFLICT (execution_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*rows.COLUMNS[1:], 'removed'))}"
+)
+_BEGIN = (
+    f"INSERT INTO executions ({', '.join(rows.COLUMNS)}, controller_pid, controller_start)"
+    f" VALUES ({', '.join('?' * (len(rows.COLUMNS) + 2))})"
 )
 
 
@@ -80,11 +81,14 @@ class Store:
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
+            for column in _ADDED.get(version, ()):
+                self._db.execute(f"ALTER TABLE executions ADD COLUMN {column}")
             if version == 1:
-                self._extend()
-            for statement in {2: _FROM_2, 3: _FROM_3}.get(version, ()):
-                self._db.execute(statement)
+                self._fill()
             if version != _SCHEMA_VERSION:
+                for name, columns in _INDEXES.items():
+                    self._db.execute(f"DROP INDEX IF EXISTS {name}")
+                    self._db.execute(f"CREATE INDEX {name} ON executions {columns}")
                 self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
@@ -92,10 +96,8 @@ class Store:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _extend(self) -> None:
-        """Bring an index of the first schema up to this one, from the records."""
-        for statement in _FROM_1:
-            self._db.execute(statement)
+    def _fill(self) -> None:
+        """Fill what an index of the first schema did not hold, from the records."""
         for execution_id in [row[0] for row in self._db.execute("SELECT execution_id FROM executions")]:
             with contextlib.suppress(ForgeError):  # what cannot be read stays as it is known
                 record = ExecutionFolder(self._path.parent / "executions", execution_id).read_record()
@@ -113,15 +115,7 @@ class Store:
     def begin(self, record: ExecutionRecord, pid: int, start_time: int) -> None:
         """Insert the row of `record`, claimed by its controller from its first moment: `forge gc` never sees it without."""
         with self._lock, self._told("written"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self.save(record)
-                self.claim(record.execution_id, pid, start_time)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            self._db.execute(_BEGIN, (*rows.row_of(record).values(), pid, start_time))
 
     def claim(self, execution_id: str, pid: int, start_time: int) -> None:
         """Remember which controller waits for an execution."""
@@ -214,12 +208,14 @@ class Store:
         Args:
             partition: Of which it was, or of none: an analysis may have had partitions, or have them since.
         """
-        query = "SELECT execution_id FROM executions WHERE analysis = ? AND status = ? AND removed = 0 AND (partition IS ? OR partition IS NULL)"
-        values: tuple[str | None, ...] = (analysis, Status.SUCCEEDED, partition)
-        if dagster_run_id is not None:
-            query, values = f"{query} AND dagster_run_id = ?", (*values, dagster_run_id)
-        found = self.read(f"{query} ORDER BY ended_at DESC, execution_id DESC LIMIT 1", values)
-        return str(found[0][0]) if found else None
+        of_run = "" if dagster_run_id is None else "AND dagster_run_id = ?"
+        # `+status` keeps SQLite from the index of that: most have succeeded
+        query = f"""SELECT ended_at, execution_id FROM executions WHERE analysis = ? AND partition IS ? {of_run} AND +status = ?
+            AND removed = 0 ORDER BY ended_at DESC, execution_id DESC LIMIT 1"""
+        run = () if dagster_run_id is None else (dagster_run_id,)
+        found = [row for one in {partition, None} for row in self.read(query, (analysis, one, *run, Status.SUCCEEDED))]
+        latest = max(found, key=lambda row: (row[0] or 0.0, row[1]), default=None)
+        return str(latest[1]) if latest is not None else None
 
     def results(self, fingerprint: str) -> builtins.list[str]:
         """Ids of executions of a fingerprint that succeeded and may be reused, the latest first."""
@@ -234,9 +230,9 @@ class Store:
         return [row[0] for row in self.read(query, (fingerprint, execution_id))]
 
     def latest_of(self, analysis: str, partition: str | None) -> builtins.list[str]:
-        """Ids of executions of an analysis, as a whole or for a partition, that have ended, whatever came of them; some, the latest first."""
-        query = f"""SELECT execution_id FROM executions WHERE analysis = ? AND partition IS ? AND status IN ({_FINAL})
-            AND removed = 0 ORDER BY execution_id DESC LIMIT 20"""
+        """Ids of executions of an analysis, as a whole or for a partition, that have ended, whatever came of them; some, that which ended last first."""
+        query = f"""SELECT execution_id FROM executions WHERE analysis = ? AND partition IS ? AND +status IN ({_FINAL})
+            AND removed = 0 ORDER BY ended_at DESC, execution_id DESC LIMIT 20"""
         return [row[0] for row in self.read(query, (analysis, partition))]
 
     def digest(self, facts: os.stat_result) -> str | None:

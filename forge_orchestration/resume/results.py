@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 
@@ -20,7 +20,9 @@ from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord, InputFacts, LogFacts, OutputFacts
 
 _FICLONE = 0x40049409
+_NO_CLONES = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS)  # whatever the file
 _MOST_NAMED = 3
+_without_clones: set[int] = set()
 
 
 class ResultGone(Exception):
@@ -97,8 +99,8 @@ def reuse_result(
             logs = _share_all(source, there, folder, store)
         except FileNotFoundError as error:
             raise ResultGone from error
-    for path in {folder.outputs, *(parent for one in source.outputs for parent in _parents(folder.outputs, one.path))}:
-        sync_folder(path)
+    for path in {PurePath(), *(parent for one in source.outputs for parent in PurePath(one.path).parents)}:
+        sync_folder(folder.outputs / path)
     now = time.time()
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(source.ended_at or 0))
     said = f"Nothing was run: the result of execution {source.execution_id}, of {when} UTC, was made of the very same."
@@ -129,12 +131,9 @@ def _with_sizes(inputs: list[InputFacts], read: list[InputFacts]) -> list[InputF
     return [msgspec.structs.replace(one, bytes=sizes.get(one.sha256, one.bytes)) for one in inputs]
 
 
-def _parents(outputs: Path, path: str) -> list[Path]:
-    return [parent for parent in (outputs / path).parents if parent.is_relative_to(outputs)]
-
-
 def _share_output(source: Path, target: Path, output: OutputFacts, store: Store) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if "/" in output.path:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     before = os.lstat(source)
     known = store.digest(before) == output.sha256
     _share(source, target)
@@ -146,15 +145,8 @@ def _share_output(source: Path, target: Path, output: OutputFacts, store: Store)
 
 def _share(source: Path, target: Path) -> None:
     """Let `target` be the same file: a clone where the file system has them, else a second name, else a copy."""
-    try:
-        with open(source, "rb") as old, open(target, "xb") as new:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-            os.fsync(new.fileno())
-            return
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS):
-            raise
-        target.unlink()
+    if _clone(source, target):
+        return
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -166,3 +158,22 @@ def _share(source: Path, target: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _clone(source: Path, target: Path) -> bool:
+    """Make `target` a clone, if that can be. Which file systems have none is remembered: to try makes a file, and removes it."""
+    device = os.lstat(source).st_dev
+    if device in _without_clones:
+        return False
+    try:
+        with open(source, "rb") as old, open(target, "xb") as new:
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            os.fsync(new.fileno())
+            return True
+    except OSError as error:
+        if error.errno not in (*_NO_CLONES, errno.EINVAL, errno.EXDEV):
+            raise
+        target.unlink()
+        if error.errno in _NO_CLONES:
+            _without_clones.add(device)
+        return False

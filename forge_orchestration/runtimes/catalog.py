@@ -136,26 +136,28 @@ def load_definition(name: str, settings: Settings) -> RuntimeDefinition:
     if name not in folders:
         raise RuntimeCatalogError(f"There is no runtime '{name[:80]}'.", f"The runtimes are: {', '.join(sorted(folders))}.")
     folder = folders[name]
-    path = folder / "runtime.toml"
     try:
-        raw = _parsed(path.read_text("utf-8"))
-        definition = msgspec.convert(raw | {"name": name, "folder": str(folder)}, RuntimeDefinition)
+        with open(f"{folder}/runtime.toml", encoding="utf-8") as file:
+            definition = _defined(name, folder, file.read())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise RuntimeCatalogError(f"The runtime definition {path} cannot be used: {error}.") from error
-    given = {key for key in ("lock", "prefix", "image") if getattr(definition, key)}
-    if len(given) != 1 or not given <= _MADE_OF[definition.kind]:
-        raise RuntimeCatalogError(
-            f"The runtime definition {path} is of kind {definition.kind}, which needs {' or '.join(sorted(_MADE_OF[definition.kind]))}, and nothing else."
-        )
+        raise RuntimeCatalogError(f"The runtime definition {folder}/runtime.toml cannot be used: {error}.") from error
     if definition.lock and not definition.lock_path.is_file():
-        raise RuntimeCatalogError(f"The runtime definition {path} names the lock {definition.lock}, which is not there.")
+        raise RuntimeCatalogError(
+            f"The runtime definition {folder}/runtime.toml names the lock {definition.lock}, which is not there."
+        )
     return definition
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(text: str) -> dict[str, Any]:
-    """Each text is parsed once a process; callers do not change the answer."""
-    return tomllib.loads(text)
+def _defined(name: str, folder: str, text: str) -> RuntimeDefinition:
+    """What `text` defines; each is read once a process."""
+    definition = msgspec.convert(tomllib.loads(text) | {"name": name, "folder": folder}, RuntimeDefinition)
+    given = {key for key in ("lock", "prefix", "image") if getattr(definition, key)}
+    if len(given) != 1 or not given <= _MADE_OF[definition.kind]:
+        raise RuntimeCatalogError(
+            f"The runtime definition {folder}/runtime.toml is of kind {definition.kind}, which needs {' or '.join(sorted(_MADE_OF[definition.kind]))}, and nothing else."
+        )
+    return definition
 
 
 def build_id(definition: RuntimeDefinition) -> str:
@@ -306,8 +308,8 @@ def resolved(runtime: Runtime, folder: Path, verified_at: float, limits: dict[st
     )
 
 
-def _definition_folders(settings: Settings) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _definition_folders(settings: Settings) -> dict[str, str]:
+    found: dict[str, str] = {}
     alike: dict[str, str] = {}
     own = settings.definitions_dir
     for parent in (SHIPPED, *([own] if own.is_dir() else []), *settings.runtime_folders):
@@ -316,8 +318,8 @@ def _definition_folders(settings: Settings) -> dict[str, Path]:
         except OSError as error:
             raise RuntimeCatalogError(f"The runtime folder {parent} cannot be read: {error.strerror}.") from error
         for name in names:
-            if _NAME.fullmatch(name) and os.path.isfile(f"{parent}/{name}/runtime.toml"):
-                folder = parent / name
+            folder = f"{parent}/{name}"
+            if _NAME.fullmatch(name) and os.path.isfile(f"{folder}/runtime.toml"):
                 # Dagster knows no other punctuation than '_'
                 other = alike.setdefault(name.replace(".", "_").replace("-", "_"), name)
                 if name in found:

@@ -36,6 +36,14 @@ CREATE TABLE file_digests (
     PRIMARY KEY (device, inode)) WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
+FOURTH_INDEXES = """
+DROP INDEX executions_by_run;
+DROP INDEX executions_by_status;
+CREATE INDEX executions_by_status ON executions (status);
+DROP INDEX executions_by_fingerprint;
+CREATE INDEX executions_by_fingerprint ON executions (fingerprint) WHERE fingerprint IS NOT NULL;
+PRAGMA user_version = 4;
+"""
 
 
 def measured(value: float) -> Measured:
@@ -83,9 +91,32 @@ def test_a_row_follows_from_the_record_alone(store: Store) -> None:
 
 def without_fingerprints(db: sqlite3.Connection) -> None:
     """As the third schema was."""
+    db.executescript(FOURTH_INDEXES)
     db.execute("DROP INDEX executions_by_fingerprint")
     db.execute("ALTER TABLE executions DROP COLUMN fingerprint")
     db.execute("PRAGMA user_version = 3")
+
+
+def indexes(path: Path) -> list[str]:
+    db = sqlite3.connect(path)
+    found = db.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name").fetchall()
+    db.close()
+    return [row[0] for row in found]
+
+
+def test_an_index_of_the_fourth_schema_is_asked_in_the_same_way(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.save(record(fingerprint="f", dagster_run_id="d", cache=CacheFacts(policy="use", reusable=True)))
+    store.close()
+    wanted = indexes(tmp_path / "store.db")
+    old = sqlite3.connect(tmp_path / "store.db")
+    old.executescript(FOURTH_INDEXES)
+    old.close()
+    assert indexes(tmp_path / "store.db") != wanted
+    store = Store(tmp_path / "store.db")
+    assert indexes(tmp_path / "store.db") == wanted
+    assert store.results("f") == store.executions_of_run("d") == [record().execution_id]
+    store.close()
 
 
 def test_an_index_of_the_third_schema_has_nothing_to_reuse(tmp_path: Path) -> None:
@@ -125,7 +156,7 @@ def test_an_index_of_the_second_schema_knows_no_partition(tmp_path: Path) -> Non
     store.forget(record(2).execution_id)
     assert store.latest_success("a", None, "q") == record().execution_id
     assert store.latest_success("a", None) == record().execution_id
-    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (4,)
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (5,)
     store.close()
 
 
@@ -249,7 +280,7 @@ def test_an_index_of_the_first_schema_is_filled_from_the_records(tmp_path: Path)
     assert found[running.execution_id]["status"] == "queued", "the index hears of begin and end alone"
     assert store.controller(ended.execution_id) == (7, 8)
     store.close()
-    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (4,)
+    assert sqlite3.connect(tmp_path / "store.db").execute("PRAGMA user_version").fetchone() == (5,)
     again = Store(tmp_path / "store.db")
     assert len(again.ids()) == 4
     again.close()

@@ -78,6 +78,29 @@ def test_the_newest_first_and_filters(store: Store) -> None:
     assert store.ids() == set(ids)
 
 
+def test_the_latest_success_is_of_a_run_or_of_all_and_of_a_partition_or_of_none(store: Store) -> None:
+    def ended(number: int, at: float, **changes: object) -> str:
+        store.save(record(number, **{"analysis": "a", "status": Status.SUCCEEDED, "ended_at": at} | changes))
+        return record(number).execution_id
+
+    assert store.latest_success("a", None) is None
+    unknown = ended(9, 0.0)
+    store.save(record(9, analysis="a", status=Status.SUCCEEDED))  # when it ended is not known
+    assert store.latest_success("a", None) == unknown
+    of_run, latest, early = ended(0, 3.0, dagster_run_id="d"), ended(1, 5.0), ended(2, 4.0)
+    ended(3, 9.0, status=Status.FAILED, dagster_run_id="d")
+    ended(4, 9.0, analysis="b", dagster_run_id="d")
+    of_part = ended(5, 8.0, partition="p", dagster_run_id="d")
+    assert store.latest_success("a", None) == latest
+    assert store.latest_success("a", "d") == of_run
+    assert store.latest_success("a", "e") is None
+    assert store.latest_success("a", "d", "p") == store.latest_success("a", None, "p") == of_part
+    store.forget(of_part)
+    assert store.latest_success("a", None, "p") == latest
+    store.forget(latest)
+    assert store.latest_success("a", None) == early
+
+
 @pytest.mark.parametrize("status", Status)
 def test_only_what_has_not_ended_is_unfinished(store: Store, status: Status) -> None:
     store.save(record(status=status))
