@@ -242,7 +242,7 @@ class Engine:
             from forge_orchestration.executions.code import check_code  # a bare command need not wait for what it loads
 
             check_code(Path(spec.folder), spec.files)
-        own = spec.folder if not spec.files else None  # else not all of it is copied
+        own = spec.folder if not spec.function else None  # of a function's folder only its module is its own
         return chosen, tuple(
             item
             for name, source in spec.inputs.items()

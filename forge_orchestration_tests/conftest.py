@@ -184,9 +184,9 @@ def forge(forge_home: Path) -> Forge:
     return Forge(forge_home)
 
 
-def copy_runtime(source: Path, home: Path) -> None:
-    """Put the build of `forge-python` that the home `source` has into another home; by now it may have large ones besides."""
-    shutil.copytree(source / "runtimes" / RUNTIME, home / "runtimes" / RUNTIME, symlinks=True)
+def copy_runtime(source: Path, home: Path, name: str = RUNTIME) -> None:
+    """Put the build of a runtime that the home `source` has into another home; by now it may have large ones besides."""
+    shutil.copytree(source / "runtimes" / name, home / "runtimes" / name, symlinks=True)
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ class TestRest:
             "islands_and_exons",
             "pbmc_clusters",
             "tumour_kinds",
+            "yeast_expression",
         }
         assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {
             "colon_survival",
@@ -145,6 +146,7 @@ class TestRest:
             "islands_and_exons",
             "pbmc_clusters",
             "tumour_kinds",
+            "yeast_expression",
         }
 
     def test_doctor(self, forge: Forge) -> None:

@@ -138,6 +138,21 @@ def test_one_stage_alone(other_forge: Forge, analysis: Path) -> None:
     assert other_forge.record("run", "numbers.tell").succeeded
 
 
+def test_a_file_beside_it_may_be_read_wherever_that_is(other_forge: Forge, analysis: Path) -> None:
+    """Also one that is not among the `files` of the stage: those are what it runs, not what it reads."""
+    (other_forge.home / "settings.toml").write_text('allowed_input_roots = ["/nowhere"]\n')
+    text = DEFINITION.replace("files: [draw.py]", "files: [draw.py]\n    inputs: {beside: {path: data/beside.txt}}")
+    (analysis / "analysis.yaml").write_text(text)
+    (analysis / "data").mkdir()
+    (analysis / "data" / "beside.txt").write_text("beside")
+    (analysis.parent / "outside.txt").write_text("outside")
+    (record,) = run(other_forge, analysis, "--stage", "draw")
+    assert record.succeeded and [Path(one.source).name for one in record.inputs] == ["beside.txt"]
+    (analysis / "analysis.yaml").write_text(text.replace("data/beside.txt", "../outside.txt"))
+    refused = other_forge("run", analysis, "--stage", "draw")
+    assert refused.returncode == 2 and "is not in the folders that inputs may come from" in refused.stderr
+
+
 def test_from_python(other_forge: Forge, analysis: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_HOME", str(other_forge.home))
     record = forge_orchestration.run(str(analysis), params={"n": 4, "k": 1})

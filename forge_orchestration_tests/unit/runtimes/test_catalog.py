@@ -18,6 +18,8 @@ from forge_orchestration_tests.conftest import copy_runtime
 
 GOOD = 'kind = "venv"\nlock = "requirements.txt"\n'
 
+THOSE_THAT_SHIP = ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-samtools", "forge-singlecell"]
+
 
 @pytest.fixture
 def folder(tmp_path: Path, settings: Settings) -> Path:
@@ -35,7 +37,7 @@ def own(settings: Settings, folder: Path) -> Settings:
 
 
 def test_those_that_ship(settings: Settings) -> None:
-    assert catalog.runtime_names(settings) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell"]
+    assert catalog.runtime_names(settings) == THOSE_THAT_SHIP
     for name in catalog.runtime_names(settings):
         definition = catalog.load_definition(name, settings)
         if definition.kind != "venv":
@@ -49,7 +51,7 @@ def test_those_that_ship(settings: Settings) -> None:
 
 
 def test_a_deployments_own(own: Settings) -> None:
-    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == [*THOSE_THAT_SHIP, "mine"]
     assert catalog.load_definition("mine", own).kind == "venv"
 
 
@@ -88,7 +90,7 @@ def test_a_folder_that_is_not_there(own: Settings, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["-rf", "..x", "a b", "A", "ö", "x" * 65, "a\nb"])
 def test_folders_with_names_that_no_runtime_can_have_are_none(own: Settings, folder: Path, name: str) -> None:
     shutil.copytree(folder / "mine", folder / name)
-    assert catalog.runtime_names(own) == ["forge-genomics", "forge-ml", "forge-python", "forge-r", "forge-singlecell", "mine"]
+    assert catalog.runtime_names(own) == [*THOSE_THAT_SHIP, "mine"]
 
 
 @pytest.mark.parametrize(
