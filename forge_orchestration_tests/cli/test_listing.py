@@ -138,6 +138,7 @@ class TestRest:
             "islands_and_exons",
             "pbmc_clusters",
             "tumour_kinds",
+            "tumour_search",
             "yeast_expression",
         }
         assert {row["analysis"] for row in json.loads(forge("analyses", "--json").stdout)} == {
@@ -146,6 +147,7 @@ class TestRest:
             "islands_and_exons",
             "pbmc_clusters",
             "tumour_kinds",
+            "tumour_search",
             "yeast_expression",
         }
 

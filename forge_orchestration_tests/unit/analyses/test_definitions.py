@@ -94,6 +94,7 @@ def test_those_that_ship(settings: Settings) -> None:
         "islands_and_exons",
         "pbmc_clusters",
         "tumour_kinds",
+        "tumour_search",
         "yeast_expression",
     }
 
