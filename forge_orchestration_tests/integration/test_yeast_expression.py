@@ -148,7 +148,8 @@ def test_reads_on_the_other_strand_are_noticed_and_nothing_is_filtered_again(for
 def test_a_replay_is_identical(forge: Forge) -> None:
     for record, outputs in zip(run(forge, "VI"), (3, 2, 3), strict=True):
         done = forge("replay", record.execution_id, timeout=RUN_S)
-        assert done.stdout.startswith(f"identical: {outputs} outputs of {record.execution_id} "), done.stdout + done.stderr
+        assert done.stdout.startswith(f"identical: {outputs} outputs of "), done.stdout + done.stderr
+        assert not forge.read_record(done.stdout.rsplit("[", 1)[1].rstrip("]\n")).cache.hit
 
 
 @pytest.mark.timeout(1200)
