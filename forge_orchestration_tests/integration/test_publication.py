@@ -185,14 +185,14 @@ class TestATable:
         second = place.run()
         assert second.cache.hit and second.published[0].rows == 1 and place.count() == 1
 
-    def test_keeps_nothing_of_a_file_whose_end_does_not_fit(self, place: Place) -> None:
+    def test_keeps_nothing_of_a_file_whose_end_does_not_fit(self, postgres_place: Place) -> None:
         rows = "".join(f"tree,{number},0.5,true,2026-01-02\n" for number in range(45_000))
-        place.write(HEADER + rows + "tree,45000,7,true,2026-01-02\n")
-        assert "of row 45001 is '7.0'" in place.run().unpublished[0].error and place.count() == 0
-        place.write(HEADER + rows + "tree,3,0.5,true,2026-01-02\n")
-        assert "two rows with model tree, fold 3" in place.run().unpublished[0].error and place.count() == 0
-        place.write(HEADER + rows)
-        assert place.run().published[0].rows == place.count() == 45_000
+        postgres_place.write(HEADER + rows + "tree,45000,7,true,2026-01-02\n")
+        assert "of row 45001 is '7.0'" in postgres_place.run().unpublished[0].error and postgres_place.count() == 0
+        postgres_place.write(HEADER + rows + "tree,3,0.5,true,2026-01-02\n")
+        assert "two rows with model tree, fold 3" in postgres_place.run().unpublished[0].error and postgres_place.count() == 0
+        postgres_place.write(HEADER + rows)
+        assert postgres_place.run().published[0].rows == postgres_place.count() == 45_000
 
     def test_that_somebody_has_changed_gets_nothing(self, place: Place) -> None:
         place.run()

@@ -93,6 +93,7 @@ def test_those_that_ship(settings: Settings) -> None:
         "confinement",
         "islands_and_exons",
         "pbmc_clusters",
+        "pbmc_from_counts",
         "tumour_kinds",
         "tumour_search",
         "yeast_expression",
