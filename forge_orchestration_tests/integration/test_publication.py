@@ -353,8 +353,11 @@ class TestKilled:
         assert "1 results published" in done.stdout and sqlite_place.count() == 3, done.stdout + done.stderr
         assert sqlite_place.forge.read_record(next(iter(sqlite_place.forge.executions()))).published[0].rows == 3
 
-    @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-    def test_at_any_moment_each_row_is_there_once(self, place: Place, kills: int) -> None:
+    @pytest.mark.parametrize(("kind", "kills"), [
+        ("sqlite", 4), *(pytest.param(kind, 50, marks=[pytest.mark.slow, pytest.mark.timeout(900)]) for kind in ("sqlite", "postgres")),
+    ])  # fmt: skip
+    def test_at_any_moment_each_row_is_there_once(self, request: pytest.FixtureRequest, kind: str, kills: int) -> None:
+        place: Place = request.getfixturevalue(f"{kind}_place")
         place.write(HEADER + "".join(f"tree,{number},0.5,true,2026-01-02\n" for number in range(30_000)))
         place.run()
         whole = {30_000}

@@ -271,6 +271,7 @@ class TestFacts:
         assert {one.name for one in card.checks} == {"holds_on_unseen", "calibrated"}
 
 
+@pytest.mark.slow
 def test_through_dagster(forge: Forge, ended: Ended, tmp_path: Path) -> None:
     """Two trials of lines alone: their settings are those that the same trials have in the longer search."""
     config = tmp_path / "two.yaml"

@@ -135,6 +135,7 @@ def test_one_chromosome_is_as_counted_by_hand(forge: Forge) -> None:
     assert [one.passed for record in (filtered, counted) for one in record.checks] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_reads_on_the_other_strand_are_noticed_and_nothing_is_filtered_again(forge: Forge) -> None:
     run(forge, "VI")
