@@ -238,12 +238,13 @@ class TestDagster:
         from forge_orchestration.orchestration.definitions import build_definitions
         from forge_orchestration.settings import load_settings
 
-        defs = build_definitions(load_settings(deployment.home))
-        specs = {tuple(spec.key.path): spec for spec in defs.resolve_all_asset_specs()}
+        with dg.instance_for_test():
+            defs = build_definitions(load_settings(deployment.home))
+            specs = {tuple(spec.key.path): spec for spec in defs.resolve_all_asset_specs()}
+            job = defs.resolve_job_def("numbers")
         edges = {key: {tuple(dep.asset_key.path) for dep in specs[key].deps} for key in specs if key[0] == "numbers"}
         draw, add, tell = (("numbers", name) for name in ("draw", "add", "tell"))
         assert edges == {draw: set(), add: {draw}, tell: {draw, add}}
-        job = defs.resolve_job_def("numbers")
         assert {tuple(key.path) for key in job.asset_layer.selected_asset_keys} == {draw, add, tell}
         assert "The sum" in (specs[add].description or "")
 
