@@ -23,8 +23,7 @@ class ExecutionFailed(ExecutorError):
     """Raised by `run(…, check=True)` for an execution that did not succeed, or whose result could not be published; `record` is its record."""
 
     def __init__(self, record: ExecutionRecord) -> None:
-        unpublished = "; ".join(f"publication '{one.name}': {one.error}" for one in record.unpublished)
-        super().__init__(unpublished or record.message, f"Its record: {record.folder}/record.json")
+        super().__init__(record.why_unpublished or record.message, f"Its record: {record.folder}/record.json")
         self.record = record
 
 
@@ -64,7 +63,7 @@ def run(
             `off` too and keeps the new one from being reused, `only` runs nothing. Default: as the analysis and the
             deployment's settings say; `off` for a command.
         wait_for_room: Wait in the queue while other executions take what it needs; else raise `BackendUnavailableError`.
-        check: Raise `ExecutionFailed` unless it succeeded.
+        check: Raise `ExecutionFailed` unless it succeeded, and each of its stages, and what is to be published was.
         cancel: Set it from another thread to end the execution.
 
     Raises:
@@ -97,12 +96,13 @@ def run(
             limits=limits, env=env, threads=threads, seed=seed, priority=priority, cache=cache, asked_by="caller",
         )  # fmt: skip
         specs = [one]
-    record = run_stages(
+    records = run_stages(
         specs, lambda spec: run_with_more(engine, spec, listener=listener, cancel=cancel, wait_for_room=wait_for_room)
-    )[-1]
-    if check and (not record.succeeded or record.unpublished):
-        raise ExecutionFailed(record)
-    return record
+    )
+    for record in records:
+        if check and (not record.succeeded or record.unpublished):
+            raise ExecutionFailed(record)
+    return records[-1]
 
 
 def command_spec(

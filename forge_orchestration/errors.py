@@ -33,15 +33,15 @@ class ForgeError(Exception):
     transient: ClassVar[bool] = False
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message = _one_line(message)
-        self.hint = _one_line(hint)
+        self.message = one_line(message)
+        self.hint = one_line(hint)
         super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` without line ends and control characters: what it quotes may come from anywhere."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 

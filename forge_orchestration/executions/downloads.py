@@ -160,6 +160,7 @@ def _go_on_with_object(
     """Fetch the rest of an object in S3, with the credentials of this process; a sandbox has none."""
     try:
         import fsspec
+        from aiohttp import ClientError as HttpError
         from botocore.exceptions import BotoCoreError, ClientError
 
         files, path = fsspec.url_to_fs(url, default_cache_type="none", skip_instance_cache=True)
@@ -181,7 +182,7 @@ def _go_on_with_object(
         raise SpecError(
             f"{what} cannot be fetched: {error}.", "Look at the credentials of the process that runs executions."
         ) from error
-    except (OSError, BotoCoreError, ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, HttpError) as error:
         raise _CutOff(str(error)) from error
 
 

@@ -94,16 +94,23 @@ def resolve_inputs(
     if "://" in source or not _PATTERN.search(path) or os.path.lexists(path):
         return [resolve_input(name, source, settings, site_packages, cache, analysis_folder)]
     check_input_name(name, "the request")
-    base = path[: _PATTERN.search(path).start()].rpartition("/")[0] or "/"  # type: ignore[union-attr]
+    base = os.path.abspath(path[: _PATTERN.search(path).start()].rpartition("/")[0] or "/")  # type: ignore[union-attr]
+    elsewhere = SpecError(
+        f"Input '{name}' ({source}) stands for files that are not in the folders that inputs may come from.", _roots_hint(settings)
+    )
+    if not _is_in_place(os.path.realpath(base), settings, analysis_folder):
+        raise elsewhere
     found = []
-    for one in glob.iglob(os.path.abspath(path) if not path.startswith("/") else path, recursive=True):
-        if os.path.isfile(one):
-            found.append(one)
-            if len(found) > _MOST_FILES:
-                raise SpecError(f"Input '{name}' ({source}) is more than {_MOST_FILES} files.", "Name the folder that they are in.")
+    for one in glob.iglob(os.path.abspath(path), recursive=True):
+        if not os.path.isfile(one):
+            continue
+        if not _is_in_place(os.path.realpath(one), settings, analysis_folder):
+            raise elsewhere  # a link has led there; what is called how in other folders is nobody's to know
+        found.append(one)
+        if len(found) > _MOST_FILES:
+            raise SpecError(f"Input '{name}' ({source}) is more than {_MOST_FILES} files.", "Name the folder that they are in.")
     if not found:
         raise SpecError(f"Input '{name}' ({source}) cannot be read: there is no such file.")
-    base = os.path.abspath(base)
     return [
         msgspec.structs.replace(one, name=inside, facts=msgspec.structs.replace(one.facts, name=inside))
         for file in sorted(found)
@@ -161,7 +168,7 @@ def resolve_input(
     if not allowed or (not in_package and _is_forges_own(real, settings)):
         hint = "Name a file or folder of a package." if in_package else ""
         if roots is settings.allowed_input_roots:
-            hint = f"They are: {', '.join(map(os.path.realpath, roots))} (allowed_input_roots in settings.toml)."
+            hint = _roots_hint(settings)
         raise SpecError(f"Input '{name}' ({source}) is not in {where}.", hint)
     try:
         # links were resolved above, once, and what is opened is that very path: a link that is put in its way now is refused
@@ -299,6 +306,17 @@ def _is_beside(path: Path, analysis_folder: str | None) -> bool:
     from forge_orchestration.executions.code import is_code  # a bare command need not wait for what it loads
 
     return is_code(path, Path(os.path.realpath(analysis_folder)))
+
+
+def _roots_hint(settings: Settings) -> str:
+    return f"They are: {', '.join(map(os.path.realpath, settings.allowed_input_roots))} (allowed_input_roots in settings.toml)."
+
+
+def _is_in_place(path: str, settings: Settings, analysis_folder: str | None) -> bool:
+    """Whether a path without links is where inputs may be, or is the analysis' folder or in it."""
+    if _is_beneath_one(path, settings.allowed_input_roots) or _is_beside(Path(path), analysis_folder):
+        return True
+    return analysis_folder is not None and path == os.path.realpath(analysis_folder)
 
 
 def _is_beneath_one(path: str, roots: Sequence[Path]) -> bool:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from forge_orchestration.errors import CanceledError, ForgeError, SpecError
+from forge_orchestration.errors import CanceledError, ForgeError, SpecError, one_line
 from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
 from forge_orchestration.executions.inputs import DigestCache, digest_of_file
 from forge_orchestration.model.publication import Publication, PublishedFacts
@@ -125,9 +125,10 @@ def _publish(
             rows = _patiently(lambda: _load(name, publication, record, maker, path, output, settings), retry_s, cancel)
         else:
             _place(path, publication, record, maker, settings)
-    except (ForgeError, OSError) as error:
+    except Exception as error:  # of libraries that read what an analysis has written: whatever it is, nothing was published
         transient = isinstance(error, ForgeError) and (error.transient or isinstance(error, CanceledError))
-        return msgspec.structs.replace(facts, error=str(error), transient=transient)
+        kind = "" if isinstance(error, (ForgeError, OSError)) else f"{type(error).__name__}: "
+        return msgspec.structs.replace(facts, error=one_line(f"{kind}{error}"), transient=transient)
     return msgspec.structs.replace(facts, rows=rows, sha256=output.sha256, at=time.time())
 
 

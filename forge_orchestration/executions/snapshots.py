@@ -82,17 +82,20 @@ def snapshot(name: str, source: str, settings: Settings) -> Snapshot:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         path = folder / sha256
-        if not path.exists():
+        try:
+            path.chmod(0o644)  # one that was to be removed, because nobody had it, was used just now
+        except FileNotFoundError:
             os.rename(temporary, path)
             sync_folder(folder)
     return Snapshot(path=path, source=f"{source}#sha256={sha256}", sha256=sha256, taken_at=taken_at)
 
 
 def keep_snapshot(name: str, path: Path, folder: ExecutionFolder) -> None:
-    """Give a snapshot another name, in the folder of the execution that reads it."""
-    (folder.path / "snapshots").mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.link(path, folder.path / "snapshots" / name)
+    """Give a snapshot another name, in the folder of the execution that reads it; one that it was to read before loses it."""
+    kept = folder.path / "snapshots" / name
+    kept.parent.mkdir(mode=0o700, exist_ok=True)
+    kept.unlink(missing_ok=True)
+    os.link(path, kept)
 
 
 def remove_unused(settings: Settings) -> list[str]:

@@ -223,6 +223,12 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True):
         """What was to be published and could not be."""
         return [one for one in self.published if one.at is None]
 
+    @property
+    def why_unpublished(self) -> str:
+        """The same as people are told; empty if there is nothing."""
+        what = "; ".join(f"publication '{one.name}': {one.error}" for one in self.unpublished)
+        return f"The analysis has succeeded, and its result could not be published: {what}" if what else ""
+
     def with_guard(self, guard: GuardFacts) -> ExecutionRecord:
         """The same with what was found of what is guarded."""
         return msgspec.structs.replace(self, guard=guard, suspect=self.suspect or guard.is_suspect)

@@ -61,11 +61,11 @@ def reconcile(engine: Engine) -> Reconciled:
 def _publish(engine: Engine, report: Reconciled) -> None:
     """What executions have made whose controllers were killed before it was published, or whose database did not answer."""
     for execution_id in publication.marked(engine.settings):
-        folder = ExecutionFolder(engine.settings.executions_dir, execution_id)
-        if not folder.path.exists():
-            publication.unmark(execution_id, engine.settings)
-            continue
         try:
+            folder = ExecutionFolder(engine.settings.executions_dir, execution_id)
+            if not folder.path.exists():
+                publication.unmark(execution_id, engine.settings)
+                continue
             record = folder.read_record()
             hopeless = any(not one.transient for one in record.unpublished)  # for people to look at
             if not record.status.is_final or hopeless or somebody_is_there(folder, engine.store):

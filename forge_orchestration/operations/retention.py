@@ -17,6 +17,7 @@ import msgspec
 
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ForgeError, SpecError
+from forge_orchestration.executions import publication
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.upstream import EXECUTION
 from forge_orchestration.model.reasons import Status
@@ -87,7 +88,7 @@ def removable(engine: Engine, rules: Rules, now: float | None = None) -> list[Re
         raise SpecError(f"--keep-last is {rules.keep_last}; it must be zero or more.")
     now = time.time() if now is None else now
     there = _executions(engine)
-    protected = _protected(there, rules.keep_last)
+    protected = _protected(there, rules.keep_last) | set(publication.marked(engine.settings))
     going: dict[str, str] = {}
     candidates = sorted(
         (one for one in there.values() if one.execution_id not in protected), key=lambda one: (one.ended_at, one.execution_id)

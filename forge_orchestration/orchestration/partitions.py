@@ -171,7 +171,7 @@ class _Several:
                 record = taken_over(engine, record, self._op_context, log, self._stop)
             more = next_attempt(spec, record, engine.settings.maximum)
             if (more is None and is_its_own_end(record)) or self._stop.is_set():
-                return record
+                return engine.publish_pending(record, cancel=self._stop)
             spec = repeated(spec, record) if more is None else more[0]
         return run_with_more(
             engine, spec, listener=log, cancel=self._stop,
@@ -196,6 +196,9 @@ class _Several:
             self._context.log.warning(f"{key}: {finding.verdict}: {finding.target}: {finding.what}")
         if not record.succeeded:
             self._note_failure(key, f"{record.message} Its record is {record.folder}/record.json.")
+            return
+        if record.unpublished:
+            self._note_failure(key, f"{record.why_unpublished} Its record is {record.folder}/record.json.")
             return
         for check in record.checks:
             if (found := self._checks.get(check.name)) is not None:  # else it was declared before a resume

@@ -97,10 +97,7 @@ def run_analysis(
             raise dg.RetryRequested(max_retries=spec.retry_with_more.attempts - 1 + TRANSIENT_RETRIES) from failure
         raise failure
     if record.unpublished:
-        # another attempt computes nothing again: it takes this result, and publishes it
-        what = "; ".join(f"publication '{one.name}': {one.error}" for one in record.unpublished)
-        said = printable(f"The analysis has succeeded, and its result could not be published: {what}")
-        failure = dg.Failure(said, record_metadata(record), allow_retries=False)
+        failure = dg.Failure(printable(record.why_unpublished), record_metadata(record), allow_retries=False)
         if all(one.transient for one in record.unpublished):
             raise dg.RetryRequested(max_retries=TRANSIENT_RETRIES, seconds_to_wait=TRANSIENT_WAIT_S) from failure
         raise failure
@@ -150,6 +147,8 @@ def _run(
             before = taken_over(engine, before, context, log, cancel)
             if is_its_own_end(before) or cancel.is_set():
                 return before
+        if before is not None and before.succeeded:  # all that was left to do is to publish it
+            return engine.publish_pending(before, cancel=cancel)
         if before is not None:
             more = next_attempt(spec, before, engine.settings.maximum)
             spec = repeated(spec, before) if more is None else more[0]

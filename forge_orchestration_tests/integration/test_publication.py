@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pytest
 
+import forge_orchestration
 from forge_orchestration.analyses import load_definition, spec_from_definition
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.publication import marked
 from forge_orchestration.model.record import ExecutionRecord
+from forge_orchestration.operations.reconcile import reconcile
+from forge_orchestration.operations.retention import Rules, removable
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge, wait_until
 from forge_orchestration_tests.integration.dagster_support import Deployment
@@ -31,7 +35,7 @@ SCRIPT = """\
 import os
 from pathlib import Path
 outputs = Path(os.environ["FORGE_OUTPUTS"])
-(outputs / "scores.csv").write_text(Path(os.environ["FORGE_INPUTS"], "table").read_text())
+(outputs / "scores.csv").write_bytes(Path(os.environ["FORGE_INPUTS"], "table").read_bytes())
 (outputs / "report.txt").write_text("all is well")
 """
 DEFINITION = """\
@@ -206,13 +210,65 @@ class TestATable:
         assert "'fold' of type TEXT, and what is published is of type int" in place.run(cache="refresh").unpublished[0].error
         assert place.count() == 0
 
-    def test_of_the_same_name_in_other_endings(self, sqlite_place: Place) -> None:
-        line = '{"model": "tree", "fold": 0, "auc": null, "best": true, "at": "2026-01-02"}\n'
-        sqlite_place.write(line + line.replace('"fold": 0', '"fold": 1'))
+    @pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
+    def test_in_other_endings(self, sqlite_place: Place, ending: str) -> None:
+        rows = {
+            "model": ["tree", "tree"],
+            "fold": [0, 1],
+            "auc": [None, 0.5],
+            "best": [True, False],
+            "at": ["2026-01-02", "2026-01-03"],
+        }
+        frame = pd.DataFrame(rows)
+        path = sqlite_place.folder / "table.csv"
+        if ending == "tsv":
+            frame.to_csv(path, sep="\t", index=False)
+        elif ending == "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        else:
+            frame.assign(at=pd.to_datetime(frame["at"])).to_parquet(path)
         for name in ("analysis.yaml", "scores.py"):
-            path = sqlite_place.folder / name
-            path.write_text(path.read_text().replace("scores.csv", "scores.jsonl"))
-        assert sqlite_place.run().published[0].rows == 2
+            text = (sqlite_place.folder / name).read_text()
+            (sqlite_place.folder / name).write_text(text.replace("scores.csv", f"scores.{ending}"))
+        record = sqlite_place.run()
+        assert not record.unpublished and sqlite_place.rows() == [
+            (record.execution_id, "tree", 0, None, True), (record.execution_id, "tree", 1, 0.5, False),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(("ending", "content"), [
+        ("csv", b"\x00\xff\xfe" * 50), ("csv", b'model,fold,auc,best,at\n"' + b"x" * 2000), ("jsonl", b"[[[[" * 2000), ("jsonl", b"7\n"),
+        ("parquet", b"PAR1" + b"\xff" * 200 + b"PAR1"), ("tsv", b"\n\n\n"),
+    ])  # fmt: skip
+    def test_hostile_files_are_a_sentence(self, sqlite_place: Place, ending: str, content: bytes) -> None:
+        (sqlite_place.folder / "table.csv").write_bytes(content)
+        for name in ("analysis.yaml", "scores.py"):
+            text = (sqlite_place.folder / name).read_text()
+            (sqlite_place.folder / name).write_text(text.replace("scores.csv", f"scores.{ending}"))
+        record = sqlite_place.run()
+        (said,) = record.unpublished
+        assert (
+            record.succeeded
+            and said.error
+            and said.error.isprintable()
+            and not said.transient
+            and not sqlite_place.has("model_scores")
+        )
+
+    def test_is_no_larger_than_the_deployment_allows(self, sqlite_place: Place) -> None:
+        sqlite_place.settings("max_rows = 2\n")
+        assert "has more than 2 rows" in sqlite_place.run().unpublished[0].error
+        sqlite_place.settings("max = '50B'\n")
+        assert "and a table takes 50 B at most" in sqlite_place.run().unpublished[0].error
+        assert not sqlite_place.has("model_scores")
+        sqlite_place.settings("max_rows = 3\n")
+        assert sqlite_place.run().published[0].rows == 3
+
+    def test_whose_url_is_in_the_environment(self, sqlite_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RESULTS_URL", sqlite_place.url)
+        (sqlite_place.home / "settings.toml").write_text('[databases.results]\nurl = "env:RESULTS_URL"\ntables = ["model_*"]\n')
+        assert sqlite_place.run().published[0].rows == 3
+        monkeypatch.delenv("RESULTS_URL")
+        assert "The environment variable RESULTS_URL is not set" in sqlite_place.run(cache="refresh").unpublished[0].error
 
 
 class TestRefusedBeforeAnythingStarts:
@@ -403,6 +459,39 @@ def test_nothing_of_a_suspect_execution_is_published_unless_somebody_has_looked(
     assert not engine.publish(suspect, spec.publish, force=True).unpublished and sqlite_place.count() == 3
 
 
+def test_what_is_still_to_be_published_is_not_removed(sqlite_place: Place) -> None:
+    sqlite_place.url, right = "sqlite:////no/such/folder.db", sqlite_place.url
+    sqlite_place.settings("")
+    record = sqlite_place.run()
+    engine, everything = Engine(load_settings(sqlite_place.home)), Rules(older_than_s=0.0, max_bytes=0, keep_last=0)
+    assert record.unpublished and removable(engine, everything) == []
+    sqlite_place.url = right
+    sqlite_place.settings("")
+    engine = Engine(load_settings(sqlite_place.home))
+    assert not engine.publish_pending(record).unpublished
+    assert [one.what for one in removable(engine, everything)] == [record.execution_id]
+
+
+def test_gc_goes_on_behind_what_is_no_execution(sqlite_place: Place) -> None:
+    (sqlite_place.home / "publications").mkdir(exist_ok=True)
+    (sqlite_place.home / "publications" / "notes.txt").touch()
+    assert any(
+        "'notes.txt' is no execution id" in problem for problem in reconcile(Engine(load_settings(sqlite_place.home))).problems
+    )
+
+
+def test_from_python_a_stage_that_could_not_be_published_is_no_success(
+    sqlite_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGE_HOME", str(sqlite_place.home))
+    (sqlite_place.folder / "analysis.yaml").write_text(
+        "stages:\n  first: {command: [sh, -c, 'printf \"n\\\\n7\\\\n\" > $FORGE_OUTPUTS/t.csv'], outputs: {t: t.csv}}\n  second: {command: ['true']}\n"
+        "publish: {t: {output: t, table: results.model_numbers, columns: {n: {type: int, max: 5}}}}\n"
+    )
+    with pytest.raises(forge_orchestration.ExecutionFailed, match="column 'n' of row 1 is '7', and must be at most 5"):
+        forge_orchestration.run(str(sqlite_place.folder), check=True)
+
+
 def test_in_dagster_the_step_fails_and_another_attempt_publishes_what_is_there(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, reuse=True)
     deployment.build_runtime()
@@ -423,3 +512,42 @@ def test_in_dagster_the_step_fails_and_another_attempt_publishes_what_is_there(t
     assert first["published"][0]["at"] is None and second["cache"]["hit"] and second["published"][0]["rows"] == 1
     with closing(sqlite3.connect(deployment.home / "results.db")) as database:
         assert database.execute("SELECT execution_id, n FROM numbers").fetchall() == [(first["execution_id"], 7)]
+
+
+@pytest.mark.slow  # the attempts wait for each other
+def test_in_dagster_another_attempt_of_the_step_runs_nothing_again(tmp_path: Path) -> None:
+    deployment = Deployment(
+        tmp_path, '[databases.results]\nurl = "postgresql://127.0.0.1:9/none"\ntables = ["*"]\n[publication]\nretry_s = 0\n'
+    )
+    deployment.build_runtime()
+    script = "import os\nopen(os.environ['FORGE_OUTPUTS'] + '/t.csv', 'w').write('n\\n7\\n')\n"
+    deployment.add_analysis(
+        "numbers", script, "outputs: {t: t.csv}\npublish: {t: {output: t, table: results.numbers, columns: {n: {type: int}}}}\n"
+    )
+    failed = deployment.job_execute("numbers")
+    assert failed.returncode == 1 and "could not be published" in failed.stdout + failed.stderr
+    assert sum(one["analysis"] == "numbers" for one in deployment.records()) == 1, (
+        "reuse is off here, and it did not run again all the same"
+    )
+
+
+def test_in_dagster_each_partition_that_could_not_be_published_is_told(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path)
+    deployment.build_runtime()
+    script = "import os\nopen(os.environ['FORGE_OUTPUTS'] + '/t.csv', 'w').write('n\\n%s\\n' % os.environ['FORGE_PARTITION'])\n"
+    deployment.add_analysis(
+        "numbers",
+        script,
+        "partitions: {keys: ['3', '7']}\noutputs: {t: t.csv}\npublish: {t: {output: t, table: results.numbers, columns: {n: {type: int, max: 5}}}}\n",
+    )
+    failed = subprocess.run(
+        [*deployment.job_command("numbers"), "--tags", '{"dagster/asset_partition_range_start": "3", "dagster/asset_partition_range_end": "7"}'],
+        env=deployment.environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    said = failed.stdout + failed.stderr
+    assert (
+        failed.returncode == 1
+        and "1 of 2 partitions failed: 7. The first, 7: The analysis has succeeded, and its result could not be published" in said
+    )
+    with closing(sqlite3.connect(deployment.home / "results.db")) as database:
+        assert database.execute("SELECT n FROM numbers").fetchall() == [(3,)]

@@ -18,6 +18,8 @@ import pytest
 from forge_orchestration.analyses import load_definition, spec_from_definition
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import SpecError
+from forge_orchestration.executions.folder import ExecutionFolder
+from forge_orchestration.executions.snapshots import keep_snapshot
 from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.operations.reconcile import reconcile
 from forge_orchestration.operations.replay import replay
@@ -213,6 +215,18 @@ def test_is_kept_as_long_as_an_execution_has_it(place: Place) -> None:
         patch.setattr("forge_orchestration.executions.snapshots._UNUSED_S", time.time() - long_ago - 86_400 - 3600)
         report = reconcile(place.engine)
     assert not kept.exists() and report.removed == [f"snapshot {first.inputs[0].sha256[:12]}, which no execution has"]
+
+
+def test_that_is_taken_again_while_it_waits_is_the_one_that_is_kept(place: Place) -> None:
+    place.write(READ, None)
+    first = place.run()
+    folder = ExecutionFolder(place.home / "executions", first.execution_id)
+    place.change("DELETE FROM samples WHERE name = 'a'")
+    second = place.run()
+    kept = place.home / "cache" / "snapshots" / second.inputs[0].sha256
+    keep_snapshot("samples", kept, folder)
+    assert os.path.samefile(folder.path / "snapshots" / "samples", kept)
+    assert (place.home / "cache" / "snapshots" / first.inputs[0].sha256).stat().st_nlink == 1
 
 
 def test_one_that_somebody_has_changed_is_not_read(place: Place) -> None:

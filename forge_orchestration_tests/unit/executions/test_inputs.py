@@ -515,7 +515,14 @@ class TestPatterns:
 
     def test_lead_nowhere_else_than_paths(self, files, data: Path) -> None:
         (data / "evil.fastq").symlink_to("/etc/hostname")
-        with pytest.raises(SpecError, match=r"evil.fastq\) is not in the folders"):
+        with pytest.raises(SpecError, match=r"\*.fastq\) stands for files that are not in the folders"):
             files(f"{data}/*.fastq")
-        with pytest.raises(SpecError, match="is not in the folders"):
-            files("/etc/host*")
+        for pattern in ("/etc/host*", "/etc/none*"):  # whether there is one is not told
+            with pytest.raises(SpecError, match="stands for files that are not in the folders"):
+                files(pattern)
+
+    def test_that_a_link_leads_elsewhere_does_not_tell_what_is_there(self, files, data: Path) -> None:
+        (data / "way").symlink_to("/etc")
+        with pytest.raises(SpecError) as caught:
+            files(f"{data}/way/host*")
+        assert "hostname" not in str(caught.value) and "stands for files" in str(caught.value)
