@@ -133,7 +133,7 @@ class TestGuardOutlook:
     def test_it_says_what_is_guarded(self, settings: Settings, tmp_path: Path) -> None:
         guard = GuardSettings(groups=("single_cell",), analyses=("exec",), paths=(tmp_path,))
         said = guard_outlook(msgspec.structs.replace(settings, guard=guard, protected_databases={"a": "sqlite:////x"}))
-        assert said == "1 databases and 1 paths are looked at around pbmc_clusters"
+        assert said == "1 databases and 1 paths are looked at around pbmc_clusters, pbmc_from_counts"
 
     @pytest.mark.parametrize("key", ["analyses", "groups", "tags"])
     def test_a_name_that_fits_nothing(self, settings: Settings, tmp_path: Path, key: str) -> None:
