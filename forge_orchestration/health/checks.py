@@ -18,7 +18,7 @@ from forge_orchestration.model.reasons import Status
 from forge_orchestration.model.sections import GuardSettings
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.sandbox import precedence, probe
-from forge_orchestration.sandbox.supervisor import PROTECTIONS
+from forge_orchestration.sandbox.sandboxed import PROTECTIONS
 from forge_orchestration.settings import Settings, make_home
 from forge_orchestration.units import format_bytes
 

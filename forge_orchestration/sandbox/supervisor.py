@@ -1,7 +1,8 @@
 """The supervisor: one process an execution, which owns its pipes, its clock, its exit status and the facts of its record.
 
 It is forked from the spawner, single-threaded, in a cgroup beside the execution's. Controllers come and go: they follow the
-files in the execution's folder, and end the execution by sending SIGTERM to the supervisor.
+files in the execution's folder, and end the execution by sending SIGTERM to the supervisor. How the command is started and what
+is heard of it is the matter of who derives from this: `sandboxed` has bubblewrap make a sandbox, `contained` an engine a container.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import signal
 import socket
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -24,50 +26,60 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.logs import CappedLog
 from forge_orchestration.executions.messages import MessageParser, MessageViolation
 from forge_orchestration.executions.outputs import Collected, collect_outputs
-from forge_orchestration.model.messages import Message
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import (
-    CheckFacts,
-    CheckpointFacts,
-    Cleanup,
-    Enforced,
-    ExecutionRecord,
-    Isolation,
-    Measured,
-    Usage,
-)  # fmt: skip
-from forge_orchestration.sandbox import bubblewrap, linux, precedence
+from forge_orchestration.model.record import CheckpointFacts, Cleanup, Enforced, ExecutionRecord, Isolation, Measured, Usage
+from forge_orchestration.sandbox import linux, precedence
 from forge_orchestration.sandbox.cgroups.base import Cgroup, Counters
 from forge_orchestration.sandbox.checkpoints import Publisher, latest, made_by, restore
-from forge_orchestration.sandbox.child import Child, start_child
-from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.sandbox.input_mounts import mounted_inputs
 from forge_orchestration.sandbox.orphans import end_own_helpers
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
+from forge_orchestration.sandbox.pump import Pump
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
 from forge_orchestration.sandbox.standby import Prepared, prepare
 from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sentence
-from forge_orchestration.sandbox.violations import Violations
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
 _KILLED = float("inf")
 T = TypeVar("T")
-_TOLD_TOO_S = 0.2  # whoever ends all processes of a service tells this one too, before or after bubblewrap
-PROTECTIONS = (
-    "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
-    "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
-)  # fmt: skip
 
 
-class Supervisor:
+class Command(Protocol):
+    """What a supervisor holds of the command and of what it runs in.
+
+    Attributes:
+        started_at: When what it runs in was begun; released_at: when the command was let go, 0 before. On the monotonic clock.
+        exit_status: Of the command, as a shell would report it (128 + number for a signal); None before its end.
+        signal: That ended it.
+    """
+
+    started_at: float
+    released_at: float
+    exit_status: int | None
+    signal: int | None
+
+    @property
+    def io_read(self) -> Measured | None:
+        """Bytes that it has read from disks, where its group does not count them."""
+
+    @property
+    def io_write(self) -> Measured | None:
+        """Bytes that it has written to disks."""
+
+    def kill(self) -> None:
+        """Begin to end it and what it runs in."""
+
+    def end(self) -> None:
+        """The same, and wait until it is done."""
+
+
+class Supervisor(ABC):
     """One execution from its plan to its final record."""
 
-    def __init__(self, plan: LaunchPlan, controller: socket.socket, entrant: Entrant, ahead: Prepared | None = None) -> None:
+    def __init__(self, plan: LaunchPlan, controller: socket.socket, ahead: Prepared | None = None) -> None:
         self._plan = plan
-        self._entrant = entrant
         self._ahead = ahead
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
@@ -76,9 +88,12 @@ class Supervisor:
         self._stops: dict[EndReason, str] = {}
         self._kill_at: float | None = None
         self._killed = 0
-        self._violations: Violations | None = None
         self._announced = False
         self._verdict: dict[str, object] = {}
+        self._scratch_full = False
+        self._publisher: Publisher | None = None
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
         self._wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -100,6 +115,25 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self._close_after_error(error)
         self._tell(b"done")
+
+    # -- what is the matter of who derives from this -----------------------------------------------------------------
+
+    @abstractmethod
+    def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
+        """Run the command to its end, and leave in `_verdict` what is to be recorded of it.
+
+        Args:
+            scratch: The workspace's limits, as read back.
+        """
+
+    def _look(self, command: Command, group: Cgroup) -> None:  # noqa: B027
+        """What else is to be looked at from time to time."""
+
+    def _violations(self) -> dict[str, object]:
+        """The record's fields of what the sandbox refused."""
+        return {}
+
+    # -- from the plan to the end --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
         """Say who supervises, to all and to the controller."""
@@ -136,51 +170,53 @@ class Supervisor:
         )
         self._update(cleanup=cleanup, **self._verdict)
 
-    def _execute(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
-        with mounted_inputs(self._plan, identity, workspace.folder) as self._plan:
-            self._execute_plan(identity, group, workspace, scratch)
+    def _limit(
+        self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced], protections: dict[str, str]
+    ) -> None:
+        """Make the group, with its limits, and see that what protects the host is there; be ready for what the command says.
 
-    def _execute_plan(self, identity: Identity, group: Cgroup, workspace: Workspace, scratch: dict[str, Enforced]) -> None:
+        Args:
+            protections: Those of what the command is to run in.
+
+        Raises:
+            SandboxError: A protection that the deployment demands is off.
+        """
         plan = self._plan
-        self._publisher = self._begin_checkpoints(identity, workspace)
-        logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
-        place, messages = os.fspath(workspace.folder), os.fspath(workspace.messages)
-        with start_child(
-            plan, identity, group, self._entrant, place, messages, limit_file_size=isinstance(workspace, FolderWorkspace)
-        ) as child:
-            # while bubblewrap is at work
-            if not self._announced:
-                self._announce()
-            group.create()
-            standing = precedence.hold_back(plan)
-            self._enforced = scratch | group.set_limits(plan.limits) | standing.enforced
-            protections = dict.fromkeys(PROTECTIONS, "on") | {
-                "scratch_limit": workspace.protection,
-                "precedence": standing.protection,
-            }
-            for name, state in protections.items():
-                if state.startswith("off") and name not in plan.isolation.may_be_off:
-                    raise SandboxError(
-                        f"The protection '{name}' is {state}.",
-                        "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
-                    )
-            self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
-            self._pump = _Pump(logs, MessageParser(plan.messages, plan.analysis, plan.checks), self._folder.messages)
-            try:
-                self._watch(child, identity, group, workspace)
-            except (SandboxError, OSError) as error:
-                raise child.given_up_or(error) from error
-            ended = time.monotonic()
-            full = self._scratch_full
-            with contextlib.suppress(SandboxError):  # while something may still move in it: the look below is the one that counts
-                full |= workspace.is_full()
-            child.kill()  # its end takes a moment, in which ours goes on
-            self._killed = self._at_last(group.end)
-            full |= workspace.is_full(at_the_end=True)  # now that nothing moves any more
-            counters = group.counters()
-            self._at_last(child.end)
-            self._drain(child)
-        wall_s = ended - child.released_at if child.released_at else 0.0
+        group.create()
+        standing = precedence.hold_back(plan)
+        self._enforced = scratch | group.set_limits(plan.limits) | standing.enforced
+        protections = protections | {"scratch_limit": workspace.protection, "precedence": standing.protection}
+        for name, state in protections.items():
+            if state.startswith("off") and name not in plan.isolation.may_be_off:
+                raise SandboxError(
+                    f"The protection '{name}' is {state}.",
+                    "Repair it, or allow it under [isolation] may_be_off in settings.toml.",
+                )
+        self._isolation = Isolation(mode=identity.mode, uid=identity.host_uid, protections=protections)
+        self._logs = {name: CappedLog(self._folder.log(name), plan.limits.log_bytes) for name in ("stdout", "stderr")}
+        self._pump = Pump(self._logs, MessageParser(plan.messages, plan.analysis, plan.checks), self._folder.messages)
+
+    def _started(self) -> None:
+        """The command has been let go."""
+        self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation, enforced=self._enforced)
+
+    def _end(self, command: Command, group: Cgroup, workspace: Workspace, drain: Callable[[], None]) -> None:
+        """End all that is left of it, and judge.
+
+        Args:
+            drain: Take what it has said and nobody has heard yet.
+        """
+        plan, ended = self._plan, time.monotonic()
+        full = self._scratch_full
+        with contextlib.suppress(SandboxError):  # while something may still move in it: the look below is the one that counts
+            full |= workspace.is_full()
+        command.kill()  # its end takes a moment, in which ours goes on
+        self._killed = self._at_last(group.end)
+        full |= workspace.is_full(at_the_end=True)  # now that nothing moves any more
+        counters = group.counters()
+        self._at_last(command.end)
+        drain()
+        wall_s = ended - command.released_at if command.released_at else 0.0
         outputs = workspace.folder / "outputs"
         # an ordinary user's execution is the same user, and may have closed it; nothing of it runs any more
         os.chmod(outputs, 0o700)
@@ -190,10 +226,10 @@ class Supervisor:
         try:
             self._pump.finish()
         except MessageViolation as violation:
-            if child.exit_status == 0:
+            if command.exit_status == 0:
                 self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
         collected = collect_outputs(outputs, self._folder.outputs, plan.outputs, plan.output_caps, plan.limits.scratch_bytes)
-        self._verdict = self._facts(collected, counters, child, wall_s, full, workspace, logs)
+        self._verdict = self._facts(collected, counters, command, wall_s, full, workspace)
         self._end_checkpoints(workspace)
 
     def _begin_checkpoints(self, identity: Identity, workspace: Workspace) -> Publisher | None:
@@ -227,183 +263,156 @@ class Supervisor:
         self._verdict["checkpoint"] = msgspec.structs.replace(facts, kept=kept, why=why)
 
     def _facts(
-        self, collected: Collected, counters: Counters, child: Child, wall_s: float, full: bool, workspace: Workspace,
-        logs: dict[str, CappedLog],
-    ) -> dict[str, object]:  # fmt: skip
+        self, collected: Collected, counters: Counters, command: Command, wall_s: float, full: bool, workspace: Workspace
+    ) -> dict[str, object]:
         peak = workspace.peak
         reason, message = judge(
             Observed(
-                limits=self._plan.limits, stops=self._stops, exit_status=child.exit_status, signal=child.signal, counters=counters, wall_s=wall_s,
+                limits=self._plan.limits, stops=self._stops, exit_status=command.exit_status, signal=command.signal, counters=counters, wall_s=wall_s,
                 scratch_full=full, scratch_peak_bytes=int(peak.value),
                 scratch_peak_files=workspace.peak_files, files_limit=int(self._enforced["files"].value), missing=tuple(collected.missing),
                 unreported=tuple(self._pump.unreported),
                 rejected=tuple(f"{item.path} ({item.why})" for item in collected.rejected),
             )
         )  # fmt: skip
-        violations = self._violations
         usage = Usage(
             wall_s=Measured(value=round(wall_s, 6), source="supervisor's monotonic clock"),
             cpu_user_s=counters.cpu_user_s, cpu_system_s=counters.cpu_system_s,
             peak_memory_bytes=counters.peak_memory_bytes, peak_pids=counters.peak_pids,
-            io_read_bytes=counters.io_read_bytes or child.io_read, io_write_bytes=counters.io_write_bytes or child.io_write,
+            io_read_bytes=counters.io_read_bytes or command.io_read, io_write_bytes=counters.io_write_bytes or command.io_write,
             peak_scratch_bytes=peak,
         )  # fmt: skip
         return {
             "status": reason.status, "end_reason": reason, "message": message,
-            "exit_code": child.exit_status if child.signal is None else None, "signal": child.signal, "usage": usage,
-            "violations": violations.counts if violations else {},
-            "suspect": violations is not None and violations.total >= self._plan.supervision.suspect_after,
-             "outputs": collected.outputs, "rejected_outputs": collected.rejected,
-            "metadata": self._pump.metadata, "checks": self._pump.checks, "logs": {name: log.facts() for name, log in logs.items()},
-            "ended_at": time.time(),
+            "exit_code": command.exit_status if command.signal is None else None, "signal": command.signal, "usage": usage,
+            "outputs": collected.outputs, "rejected_outputs": collected.rejected,
+            "metadata": self._pump.metadata, "checks": self._pump.checks, "logs": {name: log.facts() for name, log in self._logs.items()},
+            "ended_at": time.time(), **self._violations(),
         }  # fmt: skip
 
-    # -- while it runs ---------------------------------------------------------------------------------------------
+    # -- while it runs -------------------------------------------------------------------------------------------------
 
-    def _watch(self, child: Child, identity: Identity, group: Cgroup, workspace: Workspace) -> None:
-        """Until the command has ended, or the sandbox around it."""
-        plan, poll = self._plan, select.poll()
-        self._scratch_full = False
+    def _listen(self, fd: int, handler: Callable[[int], None], events: int = select.POLLIN) -> None:
+        """Have `handler` called with the event whenever there is something to read, or the other end hangs up."""
+        self._poll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def _ignore(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _listen_to(self, sources: dict[int, str]) -> None:
+        """Take what comes from these descriptors, `stdout`, `stderr` and `messages`."""
+
+        def listener(fd: int, source: str) -> Callable[[int], None]:
+            def read(event: int) -> None:
+                if not self._read(source, fd) and event & select.POLLHUP:
+                    self._ignore(fd)
+
+            return read
+
+        for fd, source in sources.items():
+            self._listen(fd, listener(fd, source))
+
+    def _watch(self, command: Command, group: Cgroup, workspace: Workspace) -> None:
+        """Until the command has ended, or what is around it."""
+        plan = self._plan
         out_of_memory = group.watch_out_of_memory()
-        sources = {child.stdout: "stdout", child.stderr: "stderr", child.messages: "messages"}
-        channel, standing = child.channel.fileno(), child.standing.fileno()
-        for fd in (*sources, child.keeper, channel, self._wake_fd):
-            poll.register(fd, select.POLLIN)
-        poll.register(standing, 0)  # only its end is of interest, and that is always told
+        self._listen(self._wake_fd, lambda _: self._canceled(command, group))
         if out_of_memory is not None:
-            poll.register(out_of_memory, select.POLLIN)
+            self._listen(out_of_memory, lambda _: self._kill(command, group) if group.counters().oom_kills else None)
         if self._controller is not None:
-            poll.register(self._controller, select.POLLIN)
+            self._listen(self._controller.fileno(), lambda _: self._controller_lost(command, group))
         next_look = refused_since = 0.0
         refused = 0
-        listener = -1
-        while child.exit_status is None and not (self._kill_at == _KILLED and not child.released_at):
-            timeout_s = self._next_deadline(child, next_look) - time.monotonic()
-            for fd, event in poll.poll(max(0.0, timeout_s * 1000)):
-                if fd in sources:
-                    if not self._read(sources[fd], fd) and event & select.POLLHUP:
-                        poll.unregister(fd)
-                elif fd == standing:
-                    poll.unregister(fd)
-                    child.enter()
-                    bubblewrap.verify_tree(plan, child.inner_pid)  # while the command-to-be goes in
-                elif fd == channel:
-                    heard = child.hear()
-                    if heard is not None:
-                        self._violations, listener = Violations(heard), heard
-                        poll.register(listener, select.POLLIN)
-                        self._release(child, identity, group)
-                elif fd == listener:
-                    self._answer(poll)
-                elif fd == child.keeper:
-                    poll.unregister(fd)
-                    error = child.reap_keeper()
-                    if error and not select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]:
-                        raise error
-                elif fd == self._wake_fd:
-                    os.read(self._wake_fd, 512)
-                    self._stop(EndReason.CANCELED, "Canceled.", group, child)
-                elif fd == out_of_memory:
-                    if group.counters().oom_kills:
-                        self._kill(group, child)
-                elif self._controller is not None and fd == self._controller.fileno():
-                    poll.unregister(fd)
-                    self._controller_lost(group, child)
+        while command.exit_status is None and not (self._kill_at == _KILLED and not command.released_at):
+            timeout_s = self._next_deadline(command, next_look) - time.monotonic()
+            for fd, event in self._poll.poll(max(0.0, timeout_s * 1000)):
+                if fd in self._handlers:
+                    self._handlers[fd](event)
             now = time.monotonic()
-            if not child.released_at and now >= child.started_at + _SET_UP_TIMEOUT_S:
-                raise SandboxError(f"bubblewrap did not set up the sandbox within {_SET_UP_TIMEOUT_S:.0f} s.")
-            if child.released_at and now >= child.released_at + plan.limits.wall_time_s:
-                self._stop(EndReason.WALL_TIME, "", group, child)
+            if not command.released_at and now >= command.started_at + _SET_UP_TIMEOUT_S:
+                raise SandboxError(f"The sandbox was not set up within {_SET_UP_TIMEOUT_S:.0f} s.")
+            if command.released_at and now >= command.released_at + plan.limits.wall_time_s:
+                self._stop(EndReason.WALL_TIME, "", command, group)
             if self._kill_at is not None and now >= self._kill_at:
-                self._kill(group, child)
+                self._kill(command, group)
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
-                if self._violations is not None and self._violations.is_flood:
-                    self._answer(poll)
+                self._look(command, group)
                 counters = group.counters()
                 if counters.oom_kills:
-                    self._kill(group, child)  # what the event came too early for, or what no event tells: the host's want
-                if self._publisher is not None and child.released_at:
+                    self._kill(command, group)  # what the event came too early for, or what no event tells: the host's want
+                if self._publisher is not None and command.released_at:
                     with contextlib.suppress(OSError):  # no processes left, say; there is a next look
                         self._publisher.look()
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
-                    self._kill(group, child)  # no kernel stands in its way: every moment of grace would fill the host's disk
+                    self._kill(command, group)  # no kernel stands in its way: every moment of grace would fill the host's disk
                 if counters.pids_refused > refused:
                     # still refused on every look for a while: not a program that copes with its limit, but a fork bomb
                     refused_since = refused_since or now
                     if now - refused_since > plan.supervision.fork_bomb_grace_s:
-                        self._kill(group, child)
+                        self._kill(command, group)
                 else:
                     refused_since = 0.0
                 refused = counters.pids_refused
 
-    def _release(self, child: Child, identity: Identity, group: Cgroup) -> None:
-        """The command-to-be waits: look at it, and let it go."""
-        bubblewrap.verify_command(identity, child.main_pid, child.inner_pid, group.membership())
-        self._enforced["open_files"] = bubblewrap.open_files_limit(child.main_pid, self._plan.limits.open_files)
-        self._enforced |= precedence.read_back(child.main_pid, self._plan.neighbours)
-        child.release()
-        self._update(status=Status.RUNNING, started_at=time.time(), isolation=self._isolation, enforced=self._enforced)
-
-    def _answer(self, poll: select.poll) -> None:
-        violations = self._violations
-        assert violations is not None
-        more = violations.answer()
-        if not more or violations.is_flood:
-            with contextlib.suppress(KeyError):
-                poll.unregister(violations.listener)
-
-    def _next_deadline(self, child: Child, next_look: float) -> float:
+    def _next_deadline(self, command: Command, next_look: float) -> float:
         deadlines = [next_look]
         if self._kill_at is not None:
             deadlines.append(self._kill_at)
-        elif child.released_at:
-            deadlines.append(child.released_at + self._plan.limits.wall_time_s)
+        elif command.released_at:
+            deadlines.append(command.released_at + self._plan.limits.wall_time_s)
         return min(deadlines)
 
-    def _stop(self, reason: EndReason, message: str, group: Cgroup, child: Child) -> None:
+    def _canceled(self, command: Command, group: Cgroup) -> None:
+        os.read(self._wake_fd, 512)
+        self._stop(EndReason.CANCELED, "Canceled.", command, group)
+
+    def _stop(self, reason: EndReason, message: str, command: Command, group: Cgroup) -> None:
         """SIGTERM to the analysis' own processes, and SIGKILL to everything when the grace is over."""
         if reason in self._stops or self._kill_at is not None:
             return
         if reason is EndReason.WALL_TIME:
-            message = wall_time_sentence(self._plan.limits, time.monotonic() - child.released_at)
+            message = wall_time_sentence(self._plan.limits, time.monotonic() - command.released_at)
         self._stops[reason] = message
-        if child.released_at:
+        if command.released_at:
             self._kill_at = time.monotonic() + self._plan.limits.grace_s
-            group.signal_members(signal.SIGTERM)
+            self._ask_to_end(command, group)
         else:
             self._kill_at = time.monotonic()
 
-    def _kill(self, group: Cgroup, child: Child) -> None:
+    def _ask_to_end(self, command: Command, group: Cgroup) -> None:
+        group.signal_members(signal.SIGTERM)
+
+    def _kill(self, command: Command, group: Cgroup) -> None:
         self._kill_at = _KILLED
         group.kill()
-        self._at_last(child.end)
+        self._at_last(command.end)
 
-    def _controller_lost(self, group: Cgroup, child: Child) -> None:
+    def _controller_lost(self, command: Command, group: Cgroup) -> None:
         assert self._controller is not None
+        self._ignore(self._controller.fileno())
         self._controller.close()
         self._controller = None
         if self._plan.supervision.on_controller_loss == "kill":
-            self._stop(EndReason.CONTROLLER_LOST, "The process that started the analysis ended before it.", group, child)
+            self._stop(EndReason.CONTROLLER_LOST, "The process that started the analysis ended before it.", command, group)
 
     def _read(self, source: str, fd: int) -> bool:
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
             return False
+        self._take(source, data)
+        return bool(data)
+
+    def _take(self, source: str, data: bytes) -> None:
         try:
             self._pump.take(source, data)
         except MessageViolation as violation:
             self._stops.setdefault(EndReason.OUTPUT_REJECTED, violation.message)
             self._kill_at = time.monotonic()
-        return bool(data)
-
-    def _drain(self, child: Child) -> None:
-        """What is still in the pipes, whose other ends are all closed."""
-        for fd, source in ((child.stdout, "stdout"), (child.stderr, "stderr"), (child.messages, "messages")):
-            while self._read(source, fd):
-                pass
 
     def _at_last(self, end: Callable[[], T]) -> T:
         """What `end` returns, however long it takes: what hangs in the kernel keeps its uid, its group and this process."""
@@ -435,67 +444,3 @@ class Supervisor:
         if self._controller is not None:
             with contextlib.suppress(OSError):
                 self._controller.send(word, socket.MSG_NOSIGNAL)
-
-
-class _Pump:
-    """Takes what the sandbox says to where it is kept."""
-
-    def __init__(self, logs: dict[str, CappedLog], parser: MessageParser, messages: Path) -> None:
-        self._logs = logs
-        self._parser = parser
-        self._messages_path = messages
-        self._file: int | None = None
-        self._broken = False
-        self.metadata: dict[str, object] = {}
-        self.checks: list[CheckFacts] = []
-
-    @property
-    def unreported(self) -> list[str]:
-        """Declared checks of which the analysis said nothing."""
-        return self._parser.unreported
-
-    def take(self, source: str, data: bytes) -> None:
-        """Bytes of `stdout`, `stderr` or `messages`.
-
-        Raises:
-            MessageViolation: At the first message that breaks the rules; later ones are dropped.
-        """
-        if source != "messages":
-            self._logs[source].write(data)
-        elif not self._broken:
-            try:
-                messages = self._parser.feed(data)
-            except MessageViolation:
-                self._broken = True
-                raise
-            for message in messages:
-                if message.type == "check":
-                    self.checks.append(_check_facts(message))
-                else:
-                    self.metadata.update(message.values if len(self.metadata) < 1000 else {})
-                self._append(msgspec.json.encode(message) + b"\n")
-
-    def finish(self) -> None:
-        """Nothing more comes.
-
-        Raises:
-            MessageViolation: The channel ended badly.
-        """
-        if self._file is not None:
-            os.close(self._file)
-        for log in self._logs.values():
-            log.close()
-        if not self._broken:
-            self._parser.finish()
-
-    def _append(self, line: bytes) -> None:
-        if self._file is None:
-            self._file = os.open(self._messages_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.write(self._file, line)
-
-
-def _check_facts(message: Message) -> CheckFacts:
-    return CheckFacts(
-        name=message.name, passed=bool(message.passed), severity="warning" if message.level == "warning" else "error",
-        message=message.message, values=dict(message.values),
-    )  # fmt: skip
