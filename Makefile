@@ -4,10 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TESTS := forge_orchestration_tests
 # no .pyc of ours is missing at a start: see the byte-compiling below
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo install install-dev system test test-all test-vm lint bench bench-dagster bench-neighbours bench-resume ui lock clean
+.PHONY: help demo install install-dev system test test-unit test-vm-smoke test-all test-vm lint bench bench-dagster bench-neighbours bench-resume ui lock clean
 
 help:
 	@echo 'make demo      install, build the runtimes, run the main analysis through Dagster, show its results'
@@ -48,7 +49,15 @@ lint: install-dev
 
 test: install-dev lint
 	@scripts/prepare-cgroup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --ignore $(TESTS)/unit --ignore $(TESTS)/vm
+	@# none of these judges times: two at a time
+	$(MAKE) --jobs=2 --output-sync=target test-unit test-vm-smoke
+
+test-unit: install-dev
+	$(BIN)/python -m pytest -m 'not slow' $(TESTS)/unit
+
+test-vm-smoke: install-dev
+	$(BIN)/python -m pytest -m 'not slow' $(TESTS)/vm
 
 test-all: install-dev lint
 	@scripts/prepare-cgroup

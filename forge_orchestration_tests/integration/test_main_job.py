@@ -68,6 +68,7 @@ def test_clusters_through_dagster(by_dagster: tuple[ExecutionRecord, str]) -> No
     assert summary
 
 
+@pytest.mark.slow  # `test_pbmc_from_counts` replays the like of it
 @pytest.mark.timeout(600)
 def test_a_second_execution_gives_the_same_bytes(by_dagster: tuple[ExecutionRecord, str]) -> None:
     first, _ = by_dagster
