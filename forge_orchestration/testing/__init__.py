@@ -1,0 +1,1 @@
+"""For authors of executors: the suite that every executor passes. See docs/executors.md."""

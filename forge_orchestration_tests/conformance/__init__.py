@@ -1,0 +1,1 @@
+"""Every executor that ships passes the suite for authors of executors."""
