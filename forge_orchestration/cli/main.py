@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_publish(commands)
     _add_executions(commands)
     _add_runtimes(commands)
+    _add_executors(commands)
     _add_host(commands)
     _add_metrics(commands)
     return parser
@@ -280,6 +281,14 @@ def _add_runtimes(commands: argparse._SubParsersAction[_Parser]) -> None:
     quarantine.set_defaults(command=_lazily("runtimes", "quarantine_runtime"))
     gc = actions.add_parser("gc", help="remove builds that no definition asks for and no execution has mounted")
     gc.set_defaults(command=_lazily("runtimes", "collect_garbage"))
+
+
+def _add_executors(commands: argparse._SubParsersAction[_Parser]) -> None:
+    executors = commands.add_parser("executors", help="list where analyses can run")
+    actions = executors.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="each executor: whether it can be used here, what it enforces, what it cannot")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_lazily("executors", "list_executors"))
 
 
 def _add_host(commands: argparse._SubParsersAction[_Parser]) -> None:

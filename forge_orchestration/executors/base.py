@@ -21,11 +21,25 @@ LOG_READ_BYTES = 2**20
 
 
 class ExecutorCapabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend can do: limits it enforces, kinds of runtime it can use, whether another process can take over."""
+    """What a backend can do. The conformance suite tests all that is claimed here.
+
+    Attributes:
+        limits: Those that it enforces, by their names in `analysis.yaml`: an end for want of each has its own reason.
+        runtime_kinds: Kinds of runtime that it can use.
+        reattach: Whether another process can take an execution over.
+        network_modes: What an analysis may have of the network; `none` is no interface but its own loopback.
+        where: Where executions run, in words.
+        enforced_by: Who holds the limits, in words.
+        cannot: What somebody might expect of it in vain, a sentence each.
+    """
 
     limits: frozenset[str]
     runtime_kinds: frozenset[str]
     reattach: bool
+    network_modes: frozenset[str] = frozenset({"none"})
+    where: str = ""
+    enforced_by: str = ""
+    cannot: tuple[str, ...] = ()
 
 
 class PreparedExecution(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,7 +42,9 @@ def fingerprint(
             from forge_orchestration.executions.code import code_digests
 
             code = code_digests(Path(spec.folder), store, spec.files, is_function=bool(spec.function))
-    system = system_digest(settings.cache_dir, store, settings.verify_max_age_s)
+    # of the host nothing is seen in an image
+    shown = runtime.runtime.kind != "image"
+    system = system_digest(settings.cache_dir, store, settings.verify_max_age_s) if shown else "an image's own"
     return fingerprint_of(spec, code=code, inputs=inputs, runtime=runtime.runtime.content_digest, system=system)
 
 

@@ -57,7 +57,10 @@ def install(definition: RuntimeDefinition, settings: Settings, say: Callable[[st
         facts = _find(client, definition.image)
     if facts is None:
         raise RuntimeCatalogError(f"The image {definition.image} was pulled and is not there.")
-    return Installed(basis=f"image {facts['Id']}", packages={"image": facts["Id"]}, prefix="/", mount="", listed=[])
+    variables = dict(one.split("=", 1) for one in facts.get("Config", {}).get("Env") or [] if "=" in one)
+    return Installed(
+        basis=f"image {facts['Id']}", packages={"image": facts["Id"]}, prefix="/", mount="", listed=[], activation=variables
+    )
 
 
 def findings(runtime: Runtime, settings: Settings) -> list[str]:
@@ -85,7 +88,7 @@ def run(runtime: Runtime, command: Sequence[str], limits: Limits, settings: Sett
     try:
         with _engine(settings, _TIMEOUT_S) as client:
             container = client.containers.create(
-                runtime.packages["image"], list(command), network_mode="none", read_only=True, cap_drop=["ALL"],
+                runtime.packages["image"], list(command[1:]), entrypoint=list(command[:1]), network_mode="none", read_only=True, cap_drop=["ALL"],
                 security_opt=["no-new-privileges"], mem_limit=limits.memory_bytes, memswap_limit=limits.memory_bytes,
                 pids_limit=limits.pids, nano_cpus=int(limits.cpus * 1e9), tmpfs={"/tmp": f"size={limits.scratch_bytes},mode=1777"}, user="65534:65534",
             )  # fmt: skip

@@ -112,16 +112,35 @@ def verify_tree(plan: LaunchPlan, pid: int) -> None:
     Raises:
         SandboxError: Something is not as the plan says.
     """
+    mounts = verify_binds(plan, pid)
+    for path in ("/", *plan.system_binds):
+        if not {"ro", "nosuid"} <= mounts.get(path, set()):
+            raise SandboxError(f"{path} is not mounted read-only.")
+    verify_namespaces(pid)
+
+
+def verify_binds(plan: LaunchPlan, pid: int, options: tuple[str, ...] = ("ro", "nosuid", "nodev")) -> dict[str, set[str]]:
+    """See that process `pid` has the very files of the plan, mounted with `options`; returns those of all its mounts by mount point.
+
+    Raises:
+        SandboxError: It has not.
+    """
     mounts = _mount_options(_read(f"/proc/{pid}/mountinfo"))
     for bind in plan.binds:
         seen = os.stat(f"/proc/{pid}/root{bind.target}", follow_symlinks=False)
         if (seen.st_dev, seen.st_ino) != (bind.device, bind.inode):
             raise SandboxError(f"{bind.source} changed while it was mounted: not the file that was checked.")
-        if not {"ro", "nosuid", "nodev"} <= mounts.get(bind.target, set()):
+        if not set(options) <= mounts.get(bind.target, set()):
             raise SandboxError(f"{bind.target} is not mounted read-only.")
-    for path in ("/", *plan.system_binds):
-        if not {"ro", "nosuid"} <= mounts.get(path, set()):
-            raise SandboxError(f"{path} is not mounted read-only.")
+    return mounts
+
+
+def verify_namespaces(pid: int) -> None:
+    """See that process `pid` shares none of the host's namespaces.
+
+    Raises:
+        SandboxError: It does.
+    """
     for namespace in _MADE_BY_BUBBLEWRAP:
         if _namespace(pid, namespace) == _namespace("self", namespace):
             raise SandboxError(f"The sandbox shares the host's {namespace} namespace.")
@@ -143,8 +162,7 @@ def verify_command(identity: Identity, pid: int, keeper: int, membership: set[st
             raise SandboxError(f"The command would start in another {namespace} namespace than the sandbox'.")
     if _namespace(pid, "cgroup") == _namespace("self", "cgroup"):
         raise SandboxError("The sandbox shares the host's cgroup namespace.")
-    if missing := membership - _groups(_read(f"/proc/{pid}/cgroup")):
-        raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
+    verify_membership(pid, membership)
     if not identity.is_own:
         # of the same user as bubblewrap's processes, and so able to take them over, if it were in their namespace
         if _namespace(pid, "user") == _namespace(keeper, "user"):
@@ -153,11 +171,24 @@ def verify_command(identity: Identity, pid: int, keeper: int, membership: set[st
         _, outside, count = _read(f"/proc/{pid}/uid_map").split()
         if (int(outside), int(count)) != (identity.uid, 1):
             raise SandboxError("The sandbox's user namespace maps other users than its own.")
-    _verify_privileges(identity, _read(f"/proc/{pid}/status"))
+    verify_privileges(identity, pid)
 
 
 def _namespace(pid: int | str, name: str) -> int:
     return os.stat(f"/proc/{pid}/ns/{name}").st_ino
+
+
+def verify_membership(pid: int, membership: set[str], *, beneath: bool = False) -> None:
+    """See that process `pid` is in the execution's groups, or in groups `beneath` them.
+
+    Raises:
+        SandboxError: It is not.
+    """
+    groups = _groups(_read(f"/proc/{pid}/cgroup"))
+    if beneath:
+        groups = {wanted for wanted in membership if any(one.startswith(f"{wanted}/") for one in groups)}
+    if missing := membership - groups:
+        raise SandboxError(f"The sandbox is not in its cgroup: {sorted(missing)}.")
 
 
 def open_files_limit(pid: int, asked: int) -> Enforced:
@@ -172,12 +203,23 @@ def open_files_limit(pid: int, asked: int) -> Enforced:
     return Enforced(value=asked, source="RLIMIT_NOFILE of each process, by /proc/PID/limits")
 
 
+def verify_privileges(identity: Identity, pid: int) -> None:
+    """See that process `pid` is who it should be, may nothing, and is under a filter.
+
+    Raises:
+        SandboxError: It has something to give away.
+    """
+    _verify_privileges(identity, _read(f"/proc/{pid}/status"))
+
+
 def _verify_privileges(identity: Identity, text: str) -> None:
     status = {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}
     expected = {name: ["0" * 16] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd")}
     expected |= {"Uid": [str(identity.uid)] * 4, "Gid": [str(identity.gid)] * 4, "NoNewPrivs": ["1"], "Seccomp": ["2"]}
     if identity.is_own:  # an ordinary user cannot take supplementary groups from a process
         expected["Groups"] = []
+        if status.get("Groups") == [str(identity.gid)]:  # its own once more, as container engines have it
+            status["Groups"] = []
     for name, wanted in expected.items():
         if status.get(name) != wanted:
             raise SandboxError(

@@ -49,13 +49,37 @@ def mounted_inputs(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterat
             linux.unmount(point)
 
 
+@contextmanager
+def mounted_apart(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterator[LaunchPlan]:
+    """The plan with every source mounted by descriptor where nobody can change what is there, for an engine that wants paths.
+
+    Raises:
+        SandboxError: As `mounted_inputs`; or a source is not what was checked any more.
+    """
+    points: list[Path] = []
+    folder.mkdir(mode=0o700)
+    try:
+        binds = tuple(_mounted(bind, identity, folder / str(number), points) for number, bind in enumerate(plan.binds))
+        yield msgspec.structs.replace(plan, binds=binds)
+    finally:
+        for point in reversed(points):
+            linux.unmount(point)
+
+
 def _mounted(bind: Bind, identity: Identity, point: Path, points: list[Path]) -> Bind:
     source = os.open(bind.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         facts = os.fstat(source)
         if (facts.st_dev, facts.st_ino) != (bind.device, bind.inode):
             raise SandboxError(f"{bind.source} changed before it was mounted: not the file that was checked.")
-        _idmapped(source, bind, identity, point)
+        if os.path.isdir(f"/proc/self/fd/{source}"):
+            point.mkdir(mode=0o700)
+        else:
+            point.touch(mode=0o600)
+        if bind.owner is None:
+            linux.mount_read_only(source, point)
+        else:
+            _idmapped(source, bind, identity, point)
         points.append(point)
     finally:
         os.close(source)
@@ -65,12 +89,8 @@ def _mounted(bind: Bind, identity: Identity, point: Path, points: list[Path]) ->
 def _idmapped(source: int, bind: Bind, identity: Identity, point: Path) -> None:
     assert bind.owner is not None
     try:
-        if os.path.isdir(f"/proc/self/fd/{source}"):
-            point.mkdir(mode=0o700)
-        else:
-            point.touch(mode=0o600)
         with linux.user_namespace(uids=(bind.owner[0], identity.uid), gids=(bind.owner[1], identity.gid)) as namespace:
-            linux.mount_idmapped(source, point, namespace)
+            linux.mount_read_only(source, point, namespace)
     except OSError as error:
         raise SandboxError(
             f"Input {bind.source} can be read by its owner alone, and cannot be shown to an execution: {error.strerror}.",

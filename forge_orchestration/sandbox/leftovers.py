@@ -16,7 +16,7 @@ from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.outputs import kept_outputs
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import CheckpointFacts, Cleanup, ExecutionRecord
-from forge_orchestration.sandbox import subordinate
+from forge_orchestration.sandbox import linux, subordinate
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.checkpoints import latest, made_by, remove_unfinished
 from forge_orchestration.sandbox.identity import claims, release_claim
@@ -75,10 +75,16 @@ def remove_leftovers(folder: ExecutionFolder, settings: Settings, site: CgroupSi
     if (there := plan.cgroup if plan else site) is not None:
         group = there.group(folder.id)
         killed = end_orphans(there) + group.end()
+        if plan is not None and plan.container is not None:
+            from forge_orchestration.sandbox.container import remove_by_name
+
+            remove_by_name(plan.container.engine, folder.id)
+            group.holds_container = True
         removed = group.remove()
     freed = 0
     workspace = settings.scratch_dir / folder.id
     if workspace.exists():
+        linux.unmount_beneath(workspace)
         whose = subordinate.prefix()
         freed += folder_bytes(workspace, whose)
         remove_tree(workspace, whose)

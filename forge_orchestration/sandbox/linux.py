@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import os
+import re
 import signal
 import struct
 from collections.abc import Iterator
@@ -78,6 +79,18 @@ def unmount(target: Path) -> None:
     _check(_libc.umount2(os.fsencode(target), 0), "umount", str(target))
 
 
+def unmount_beneath(folder: Path) -> None:
+    """Unmount what is mounted at `folder` and beneath it, the last first."""
+    points = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        # a blank, a tab, a line's end and a backslash are written as a backslash and three octal digits
+        point = Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ", 5)[4])))
+        if point == folder or folder in point.parents:
+            points.append(point)
+    for point in reversed(points):
+        unmount(point)
+
+
 @contextlib.contextmanager
 def user_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int]:
     """A descriptor of a user namespace in which one id stands for another: of users, and of groups, (on the disk, as seen)."""
@@ -108,13 +121,18 @@ def user_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> Iterator[int
             os.close(fd)
 
 
-def mount_idmapped(source: int, target: Path, namespace: int) -> None:
-    """Mount what the descriptor `source` stands for at `target`, read-only, with the ids of the user namespace `namespace`."""
+def mount_read_only(source: int, target: Path, namespace: int | None = None) -> None:
+    """Mount what the descriptor `source` stands for at `target`, read-only, without set-uid programs and devices.
+
+    Args:
+        namespace: A user namespace whose ids the mount shows, if not those on the disk.
+    """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
     tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), "open_tree")
     try:
         # struct mount_attr: set, clear, propagation, namespace
-        attributes = struct.pack("QQQQ", _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV, 0, 0, namespace)
+        mapped = 0 if namespace is None else _MOUNT_ATTR_IDMAP
+        attributes = struct.pack("QQQQ", mapped | _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV, 0, 0, namespace or 0)
         _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr")
         _check(
             _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),

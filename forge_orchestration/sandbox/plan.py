@@ -37,6 +37,13 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
+class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine is asked for a container, by its address, and of which image, by its id."""
+
+    engine: str
+    image: str
+
+
 class CheckpointPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where checkpoints are published, and the one to go on from, if there is one: its name there."""
 
@@ -58,6 +65,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
         outputs: Declared outputs: pattern by name.
         checks: Names of declared checks.
         checkpoint: None of what has no fingerprint.
+        container: Where an engine's container is the sandbox; else bubblewrap makes one.
     """
 
     execution_id: str
@@ -82,6 +90,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: NeighbourSettings = NeighbourSettings()
     isolation: IsolationSettings = IsolationSettings()
     checkpoint: CheckpointPlan | None = None
+    container: ContainerPlan | None = None
 
 
 def plan_from_json(data: bytes) -> LaunchPlan:

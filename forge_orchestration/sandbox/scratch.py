@@ -97,9 +97,11 @@ class LoopWorkspace(Workspace):
 
     protection = "on"
 
-    def __init__(self, scratch_dir: Path, size: Size) -> None:
-        # one mount point for all: each supervisor sees its own file system there, and others an empty folder
-        super().__init__(scratch_dir / "workspace", size)
+    def __init__(self, scratch_dir: Path, size: Size, name: str = "workspace") -> None:
+        # one mount point for all: each supervisor sees its own file system there, and others an empty folder; a `name` of its own
+        # only where others are to see it
+        super().__init__(scratch_dir / name, size)
+        self._has_own_folder = name != "workspace"
         self._image = -1
         self._mounted = False
 
@@ -150,6 +152,9 @@ class LoopWorkspace(Workspace):
                         raise
                     time.sleep(0.002)
             self._mounted, mounts = False, 1
+        if self._has_own_folder:
+            self.folder.rmdir()
+            self._has_own_folder = False
         return os.fstat(self._image).st_blocks * 512 if mounts else 0, mounts
 
     def close(self) -> None:
@@ -375,8 +380,12 @@ def _tried(command: list[str], timeout_s: float | None = None) -> tuple[str, str
     return done.stdout, done.stderr
 
 
-def make_workspace(scratch_dir: Path, execution_id: str, size: Size, identity: Identity) -> Workspace:
-    """The best kind of workspace that this identity can have; `create` it."""
+def make_workspace(scratch_dir: Path, execution_id: str, size: Size, identity: Identity, *, seen_by_all: bool = False) -> Workspace:
+    """The best kind of workspace that this identity can have; `create` it.
+
+    Args:
+        seen_by_all: Whether processes of other mount namespaces must find it too.
+    """
     if identity.mode == "own_uid":
-        return LoopWorkspace(scratch_dir, size)
+        return LoopWorkspace(scratch_dir, size, execution_id) if seen_by_all else LoopWorkspace(scratch_dir, size)
     return FolderWorkspace(scratch_dir / execution_id, size)

@@ -25,9 +25,10 @@ from forge_orchestration.model.record import record_from_json
 from forge_orchestration.sandbox import linux, seccomp, subordinate
 from forge_orchestration.sandbox.cgroups.find import Greeting, find_site, scope_prefix
 from forge_orchestration.sandbox.entry import Entrant
-from forge_orchestration.sandbox.plan import plan_from_json, read_plan
+from forge_orchestration.sandbox.plan import LaunchPlan, plan_from_json, read_plan
+from forge_orchestration.sandbox.sandboxed import SandboxSupervisor
 from forge_orchestration.sandbox.spawn import SPAWNER
-from forge_orchestration.sandbox.standby import Hello, prepare_ahead
+from forge_orchestration.sandbox.standby import Hello, Prepared, prepare_ahead
 from forge_orchestration.sandbox.supervisor import Supervisor
 
 _IN_SCOPE = "--in-scope"
@@ -40,7 +41,7 @@ def serve(control: socket.socket, hello: Hello) -> None:
         site = find_site(hello.parent)
         site.enter()
         _take_set_aside_ids(hello)
-        _warm_up()
+        _warm_up(hello)
     except ForgeError as error:
         greeting = Greeting(error=error.message, hint=error.hint)
         control.send(msgspec.json.encode(greeting))
@@ -106,9 +107,9 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     os.setsid()
     os.chdir("/")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and not hello.contained:
         linux.unshare_mounts()
-    entrant = Entrant()  # before there is a claim and an image, which it would hold too
+    entrant = None if hello.contained else Entrant()  # before there is a claim and an image, which it would hold too
     ahead = prepare_ahead(hello)
     linux.own_memory()
     folder, descriptors = _received(spawner)
@@ -116,9 +117,18 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     if folder:
         os.set_inheritable(descriptors[0], False)  # the controller is to hear the end of this process, not that of its last helper
         plan = read_plan(Path(os.fsdecode(folder)))
-        Supervisor(plan, socket.socket(fileno=descriptors[0]), entrant, ahead).run()
+        controller = socket.socket(fileno=descriptors[0])
+        _supervisor(plan, controller, entrant, ahead).run()
     elif ahead is not None:
         ahead.release(ended=True)
+
+
+def _supervisor(plan: LaunchPlan, controller: socket.socket, entrant: Entrant | None, ahead: Prepared | None) -> Supervisor:
+    if entrant is not None:
+        return SandboxSupervisor(plan, controller, entrant, ahead)
+    from forge_orchestration.sandbox.contained import ContainerSupervisor  # loaded by `_warm_up`
+
+    return ContainerSupervisor(plan, controller, ahead)
 
 
 def _received(sender: socket.socket) -> tuple[bytes, list[int]]:
@@ -129,10 +139,13 @@ def _received(sender: socket.socket) -> tuple[bytes, list[int]]:
     return packet, descriptors
 
 
-def _warm_up() -> None:
+def _warm_up(hello: Hello) -> None:
     """Do once what each supervisor would otherwise do anew: compile the filter, and the decoders of plan and record."""
-    seccomp.filter_program()
-    seccomp.refused_names()
+    if hello.contained:
+        from forge_orchestration.sandbox import contained  # noqa: F401
+    else:
+        seccomp.filter_program()
+        seccomp.refused_names()
     linux.warm_up()
     for decode, kind in ((plan_from_json, "plan"), (record_from_json, "record")):
         try:

@@ -21,12 +21,16 @@ from forge_orchestration.sandbox.scratch import Size, Workspace, make_workspace
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """A controller's first packet to its spawner: the configured parent group, if any, and what most executions will need."""
+    """A controller's first packet to its spawner: the configured parent group, if any, and what most executions will need.
+
+    `contained` says that they will run in containers of an engine.
+    """
 
     parent: str
     identity: IdentitySettings
     scratch_dir: str
     size: Size
+    contained: bool = False
 
 
 class Prepared:
@@ -61,7 +65,7 @@ def prepare_ahead(settings: Hello) -> Prepared | None:
 
     A failure here is no error: the execution tries again, and says so.
     """
-    if os.geteuid() != 0 or subordinate.is_entered():
+    if os.geteuid() != 0 or subordinate.is_entered() or settings.contained:
         return None
     with contextlib.suppress(ForgeError, OSError):
         claim = Claim(settings.identity, f"standby {os.getpid()}")
@@ -83,4 +87,5 @@ def prepare(plan: LaunchPlan, ahead: Prepared | None) -> Prepared:
         ahead.release(ended=True)
         ahead.workspace.close()
     claim = Claim(plan.identity, plan.execution_id)
-    return Prepared(claim, make_workspace(Path(plan.scratch_dir), plan.execution_id, size, claim.identity))
+    seen_by_all = plan.container is not None  # by the engine
+    return Prepared(claim, make_workspace(Path(plan.scratch_dir), plan.execution_id, size, claim.identity, seen_by_all=seen_by_all))

@@ -13,6 +13,8 @@ MESSAGES = "/forge/messages"
 SCRATCH = "/forge/scratch"
 RUNTIME = "/forge/runtime"
 LIB = "/forge/lib"
+INIT = "/forge/init"
+"""In a container: its first process, which is ours and no image's."""
 README = "/forge/README"
 README_TEXT = """This is the sandbox of one execution. Its files:
 

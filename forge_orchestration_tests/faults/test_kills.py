@@ -160,7 +160,7 @@ def test_a_spawner_that_dies_is_replaced(forge_home: Path) -> None:
     from forge_orchestration.executors.local import LocalExecutor
 
     assert forge_orchestration.run(["true"]).succeeded
-    spawner = next(one for one in LocalExecutor._spawners.values() if one.is_alive)
+    spawner = next(one for hello, one in LocalExecutor._spawners.items() if one.is_alive and not hello.contained)
     os.kill(spawner.pid, signal.SIGKILL)
     os.waitid(os.P_PID, spawner.pid, os.WEXITED | os.WNOWAIT)
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forge_orchestration.executions.folder import ExecutionFolder
-from forge_orchestration.sandbox.cgroups.find import CgroupSite, cgroup_mounts, find_site, scope_prefix
+from forge_orchestration.sandbox.cgroups.find import CgroupSite, find_site, scope_prefix
+from forge_orchestration.sandbox.cgroups.mounts import cgroup_mounts
 from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import is_own_tracker

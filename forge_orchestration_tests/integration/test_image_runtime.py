@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from forge_orchestration_tests import conftest
-from forge_orchestration_tests.conftest import Forge, host_program, prerequisite, wait_until
-
-PARENT = "forge-docker-test"
+from forge_orchestration_tests.conftest import Forge
+from forge_orchestration_tests.container_engine import import_busybox, running_engine
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
     """The URL of an engine that runs."""
-    prerequisite(os.geteuid() == 0, "a container engine needs root")
-    dockerd = host_program("dockerd", "docker.io")
-    folder = Path(tempfile.mkdtemp(prefix="forge-docker-"))
-    url = f"unix://{folder}/socket"
-    command = [
-        dockerd, "--host", url, "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid"),
-        "--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs", f"--cgroup-parent=/{PARENT}",
-    ]  # fmt: skip
-    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as daemon:
-        try:
-            said = wait_until("the engine", lambda: b"API listen" in (text := (folder / "log").read_bytes()) and text, 60)
-            assert said
-            yield url
-        finally:
-            daemon.terminate()
-            daemon.wait(60)
-    for group in Path("/sys/fs/cgroup").glob(f"*/{PARENT}"):
-        with contextlib.suppress(OSError):
-            group.rmdir()
-    shutil.rmtree(folder)
+    with running_engine() as started:
+        yield started.url
 
 
 @pytest.fixture(scope="module")
 def image(engine: str) -> str:
     """The id of an image that holds busybox alone."""
-    import docker
-
-    busybox = Path(host_program("busybox", "busybox-static")).read_bytes()
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        for name, kind in (("bin", tarfile.DIRTYPE), ("tmp", tarfile.DIRTYPE), ("bin/busybox", tarfile.REGTYPE)):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode, entry.size = (
-                kind,
-                0o1777 if name == "tmp" else 0o755,
-                len(busybox) if kind == tarfile.REGTYPE else 0,
-            )
-            archive.addfile(entry, io.BytesIO(busybox))
-        for name in ("sh", "true", "id", "touch", "test", "cat", "sleep"):
-            entry = tarfile.TarInfo(f"bin/{name}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            archive.addfile(entry)
-    with contextlib.closing(docker.DockerClient(base_url=engine)) as client:
-        client.api.import_image_from_data(data.getvalue(), repository="forge-test", tag="1")
-        return client.images.get("forge-test:1").id
+    return import_busybox(engine)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,9 @@ class Cgroup(ABC):
 
     kind: str
     join_file: str
+    name: str
+    holds_container = False
+    """Whether its members are in a group beneath it, which goes with them."""
 
     @property
     @abstractmethod
@@ -85,13 +88,8 @@ class Cgroup(ABC):
         return tuple(os.fspath(path / self.join_file) for path in self.paths)
 
     def pids(self) -> list[int]:
-        """The members."""
-        try:
-            return [int(line) for line in (self.paths[0] / "cgroup.procs").read_bytes().split()]
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENODEV):
-                return []
-            raise
+        """The members, those of a container's own group among them."""
+        return [pid for folder, _, _ in os.walk(self.paths[0]) for pid in _members(folder)]
 
     def signal_members(self, number: int, spared: Iterable[int] = ()) -> int:
         """Send a signal to every member but `spared`; returns how many got it."""
@@ -122,7 +120,7 @@ class Cgroup(ABC):
     def remove(self, timeout_s: float = 5.0) -> bool:
         """Remove the empty group; False if the kernel still holds it after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        for path in self.paths:
+        for path in (folder for top in self.paths for folder in _deepest_first(top)):
             pause_s = 0.0002
             while True:
                 try:
@@ -182,3 +180,17 @@ def page_rounded(count: int) -> int:
     """`count` bytes in whole pages, as the memory controller keeps it."""
     page = os.sysconf("SC_PAGE_SIZE")
     return count // page * page
+
+
+def _members(folder: str) -> list[int]:
+    try:
+        with open(f"{folder}/cgroup.procs", "rb", buffering=0) as file:
+            return [int(line) for line in file.readall().split()]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise
+
+
+def _deepest_first(top: Path) -> list[str]:
+    return [folder for folder, _, _ in os.walk(top, topdown=False)] or [os.fspath(top)]

@@ -14,6 +14,7 @@ from forge_orchestration.errors import HostError
 from forge_orchestration.model.compiled import compiled
 from forge_orchestration.sandbox.cgroups import v1, v2
 from forge_orchestration.sandbox.cgroups.base import Cgroup, read, write
+from forge_orchestration.sandbox.cgroups.mounts import cgroup_mounts
 
 REMEDY = "Prepare a group once with: sudo deploy/delegate-cgroup $USER"
 SLICE = "forge.slice"  # holds the scopes of all controllers, and so the sum of their executions
@@ -88,22 +89,6 @@ class Greeting(msgspec.Struct, frozen=True):
     site: CgroupSite | None = None
     error: str = ""
     hint: str = ""
-
-
-def cgroup_mounts() -> tuple[dict[str, str], str | None]:
-    """Mount point by v1 controller, and the v2 mount, from `/proc/self/mountinfo`."""
-    legacy: dict[str, str] = {}
-    unified = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        point = left.split()[4]
-        if kind == "cgroup":
-            for option in options.split(","):
-                legacy.setdefault(option, point)
-        elif kind == "cgroup2" and unified is None:
-            unified = point
-    return legacy, unified
 
 
 def find_site(configured_parent: str = "") -> CgroupSite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from forge_orchestration.sandbox.cgroups.base import (
     read,
     write,
 )  # fmt: skip
+from forge_orchestration.sandbox.cgroups.mounts import cgroup_mounts
 
 _SOCKET_SHARE, _LEAST_SOCKET_BYTES = 16, 2**20
 # not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms a controller)
@@ -41,12 +43,13 @@ class CgroupV1(Cgroup):
 
     def __init__(self, mounts: Mapping[str, Path], name: str) -> None:
         self._folder = {controller: mounts[controller] / name for controller in CONTROLLERS}
-        self._name = name
+        self.name = name
         # cpu and cpuacct are often one mount: one folder then
         self._paths = list(dict.fromkeys(self._folder.values()))
         self._here: int | None = None  # event descriptors, and how often each has told of the want of memory
         self._above: int | None = None
         self._told_here = self._told_above = 0
+        self._seen_beneath = {"oom_kill": 0, "max": 0}
 
     @property
     def paths(self) -> list[Path]:
@@ -87,7 +90,7 @@ class CgroupV1(Cgroup):
         }
 
     def membership(self) -> set[str]:
-        return {f"{controller}:/{self._name}" for controller in CONTROLLERS}
+        return {f"{controller}:/{self.name}" for controller in CONTROLLERS}
 
     def watch_out_of_memory(self) -> int | None:
         # v1 kills one process and lets the rest go on, half dead: the supervisor hears of it here and ends them
@@ -100,15 +103,44 @@ class CgroupV1(Cgroup):
         # the kernel tells a group of its own want and of that of every group above it: what is told here and not above is its own
         self._told_here += _count(self._here)
         self._told_above += _count(self._above)
+        own_limit = self._told_here > self._told_above
+        kills = keyed(read(memory / "memory.oom_control")).get("oom_kill", 0)
+        refused = keyed(read(pids / "pids.events")).get("max", 0)
+        if self.holds_container:
+            kills += self._beneath(memory / "memory.oom_control", "oom_kill", at_least=int(own_limit))
+            refused += self._beneath(pids / "pids.events", "max")
         return Counters(
-            oom_kills=keyed(read(memory / "memory.oom_control")).get("oom_kill", 0),
-            memory_limit_hit=self._told_here > self._told_above,
-            pids_refused=keyed(read(pids / "pids.events")).get("max", 0),
+            oom_kills=kills,
+            memory_limit_hit=own_limit,
+            pids_refused=refused,
             cpu_user_s=user,
             cpu_system_s=system,
             peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),
             peak_pids=Measured(value=int(read(peak_pids)), source=str(peak_pids)) if peak_pids.exists() else None,
         )
+
+    def _beneath(self, file: Path, key: str, at_least: int = 0) -> int:
+        """The most that a container's own group was seen to count: v1 counts what it refuses there and not above.
+
+        Args:
+            at_least: What there must have been if the group is gone.
+        """
+        groups = [one.path for one in os.scandir(file.parent) if one.is_dir()]
+        seen = 0
+        for group in groups:
+            with contextlib.suppress(OSError):
+                seen += keyed(read(Path(group, file.name))).get(key, 0)
+        self._seen_beneath[key] = max(self._seen_beneath[key], seen, 0 if groups else at_least)
+        return self._seen_beneath[key]
+
+    def remove(self, timeout_s: float = 5.0) -> bool:
+        removed = super().remove(timeout_s)
+        if self.holds_container:  # for which its engine has made groups in every hierarchy
+            legacy, unified = cgroup_mounts()
+            for mount in {*legacy.values(), *([unified] if unified else [])}:
+                with contextlib.suppress(OSError):
+                    os.rmdir(f"{mount}/{self.name}")
+        return removed
 
     def kill(self) -> None:
         freezer = self._folder["freezer"] / "freezer.state"

@@ -38,7 +38,7 @@ class CgroupV2(Cgroup):
 
     def __init__(self, mount: Path, name: str) -> None:
         self._path = mount / name
-        self._name = name
+        self.name = name
 
     @property
     def paths(self) -> list[Path]:
@@ -70,7 +70,7 @@ class CgroupV2(Cgroup):
         }
 
     def membership(self) -> set[str]:
-        return {f":/{self._name}"}
+        return {f":/{self.name}"}
 
     def counters(self) -> Counters:
         path = self._path

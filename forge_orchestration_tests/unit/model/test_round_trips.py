@@ -15,6 +15,7 @@ from forge_orchestration.executions.downloads import Download
 from forge_orchestration.executions.inputs import ResolvedInput
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
+from forge_orchestration.executors.registry import ExecutorFacts
 from forge_orchestration.health.changes import Change, Trouble
 from forge_orchestration.health.host import ClockReading
 from forge_orchestration.health.last import LastResult, LastResults
@@ -92,7 +93,7 @@ from forge_orchestration.sandbox.cgroups.base import Counters
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
 from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
-from forge_orchestration.sandbox.plan import Bind, CheckpointPlan, LaunchPlan
+from forge_orchestration.sandbox.plan import Bind, CheckpointPlan, ContainerPlan, LaunchPlan
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.standby import Hello
@@ -154,6 +155,7 @@ PLAN = LaunchPlan(
     supervision=SupervisionSettings(on_controller_loss="continue", poll_s=0.5, fork_bomb_grace_s=1.5, suspect_after=7),
     neighbours=NeighbourSettings(cpu_weight=2, cpu_slice_ms=0.5, oom_score_adj=3, read_bytes_per_s=2**40, writes_per_s=4),
     isolation=IsolationSettings(may_be_off=()), checkpoint=CheckpointPlan(folder=TEXT, start="1-x"),
+    container=ContainerPlan(engine=TEXT, image="sha256:x"),
 )  # fmt: skip
 PARAM = Param(type="float", default=1.5, min=-1.0, max=2.0, choices=[1.5, 2.0], description=TEXT)
 RETRY = RetryWithMore(attempts=3, factor=1.5)
@@ -239,6 +241,11 @@ EXAMPLES: list[msgspec.Struct] = [
     ),
     CHECKPOINT,
     PLAN.checkpoint,
+    PLAN.container,
+    ExecutorFacts(
+        name="n", available=False, why=TEXT, hint=TEXT, where=TEXT, limits=["memory"], enforced_by=TEXT, runtime_kinds=["venv"],
+        network_modes=["none"], reattach=True, cannot=[TEXT],
+    ),
     Fingerprint(parts={"param/a": TEXT}),
     SystemView("x86_64", {"a:amd64": "1"}, {"/usr/local/bin/b": "s"}, {"/usr/local/lib/R": "s"}, {"/etc/alternatives/c": "/d"}),
     _Look(0.5, TEXT, "d"),
@@ -250,7 +257,7 @@ EXAMPLES: list[msgspec.Struct] = [
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
-    Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2)), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
+    Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2), contained=True), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),
     PROCESS, Reconciled(alive=1, closed=["a"], indexed=["b"], removed=[TEXT]),
     RuntimeDefinition(
         name="n", folder="/f", kind="venv", lock="l", prefix=TEXT, description=TEXT, python=">=3", self_test=("python", "t.py"),
