@@ -8,7 +8,7 @@ TESTS := forge_orchestration_tests
 # no .pyc of ours is missing at a start: see the byte-compiling below
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo install install-dev system test test-unit test-vm-smoke test-all test-vm lint bench bench-dagster bench-neighbours bench-resume ui lock clean
+.PHONY: help demo install install-dev system test test-unit test-vm-smoke test-all test-vm lint bench bench-dagster bench-neighbours bench-resume bench-executors ui lock clean
 
 help:
 	@echo 'make demo      install, build the runtimes, run the main analysis through Dagster, show its results'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench-dagster   a step and a launch, against Dagster alone'
 	@echo 'make bench-neighbours   what PostgreSQL and a web service notice of hostile executions beside them'
 	@echo 'make bench-resume   a workflow of 1,000 tasks, run and run again, beside Snakemake; a store with 100,000 executions'
+	@echo 'make bench-executors   an execution in a container, beside the engine alone'
 	@echo 'make ui        the Dagster UI on http://127.0.0.1:3000'
 
 demo: install
@@ -82,6 +83,10 @@ bench-neighbours: install-dev
 bench-resume: install-dev
 	@scripts/prepare-cgroup
 	$(BIN)/python -m forge_orchestration_tests.bench_resume
+
+bench-executors: install-dev
+	@scripts/prepare-cgroup
+	$(BIN)/python -m forge_orchestration_tests.bench_executors
 
 ui: install
 	@scripts/prepare-cgroup

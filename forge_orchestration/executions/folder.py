@@ -20,7 +20,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -51,6 +51,8 @@ class ExecutionFolder:
             raise SpecError(f"'{execution_id[:80]}' is no execution id.", "List them with: forge executions list")
         self.id = execution_id
         self.path = executions_dir / execution_id
+        self.unsynced: set[Path] = set()
+        """Folders in it whose names are to be on the disk before a final record is."""
 
     def create(self) -> None:
         """Make it, closed to other users."""
@@ -133,7 +135,10 @@ class ExecutionFolder:
 
     def write_record(self, record: ExecutionRecord) -> None:
         """Replace the record; a reader at any moment finds the old or the new one, whole. A final one outlasts a loss of power."""
-        write_atomically(self.record_path, record.to_json().encode() + b"\n", durable=record.status.is_final)
+        data, final = record.to_json().encode() + b"\n", record.status.is_final
+        write_atomically(self.record_path, data, durable=final, after=self.unsynced if final else ())
+        if final:
+            self.unsynced.clear()
 
     def read_record(self) -> ExecutionRecord:
         """The record as it is now.
@@ -150,8 +155,12 @@ class ExecutionFolder:
             raise StoreError(f"The record {self.record_path} cannot be read: {error}.") from error
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a file aside and move it into place; if `durable`, it is on the disk then."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = False, after: Iterable[Path] = ()) -> None:
+    """Write a file aside and move it into place; if `durable`, it is on the disk then.
+
+    Args:
+        after: Folders whose names have to be on the disk before. Where one journal holds all, the file's own way there takes them along.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -160,6 +169,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
             view = view[os.write(fd, view) :]
         if durable:
             os.fsync(fd)
+        for folder in after:
+            sync_folder(folder)
     except BaseException:
         os.unlink(temporary)
         raise

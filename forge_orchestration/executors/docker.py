@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -11,7 +12,8 @@ import tarfile
 import time
 from typing import Any
 
-from forge_orchestration.errors import BackendUnavailableError, HostError
+from forge_orchestration.errors import BackendUnavailableError, ForgeError, HostError
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executors.base import ExecutorCapabilities, PreparedExecution
 from forge_orchestration.executors.local import LocalExecutor
 from forge_orchestration.executors.supervised import SupervisedExecutor, bind
@@ -58,6 +60,11 @@ class DockerExecutor(SupervisedExecutor):
                 "The executor 'docker' needs root: whoever may talk to the engine is root on this host anyway.",
                 "Run Forge as root, or use executor 'local'.",
             )
+        if not self._settings.docker_host.startswith("unix://"):
+            raise HostError(
+                f"The executor 'docker' needs an engine on this host, and docker_host is {self._settings.docker_host}.",
+                "Set docker_host in settings.toml to unix://…",
+            )
         _init()
         super().check()
         if time.monotonic() - self._checked_at < _BELIEVED_S:
@@ -70,7 +77,19 @@ class DockerExecutor(SupervisedExecutor):
             )
         if not any("seccomp" in one for one in facts.get("SecurityOptions") or []):
             raise HostError("The container engine filters no system calls.", "Use one that was built with seccomp.")
+        self._asked(self._remove_ended)
         self._checked_at = time.monotonic()
+
+    def _remove_ended(self, client: Any) -> None:
+        """Containers of executions that have ended, which an engine that was away could not remove."""
+        from forge_orchestration.sandbox import container
+
+        for one in client.containers(all=True, filters={"label": container.LABEL}):
+            execution_id = one["Labels"][container.LABEL]
+            with contextlib.suppress(ForgeError):  # another deployment's, or one that cannot be read
+                folder = ExecutionFolder(self._settings.executions_dir, execution_id)
+                if folder.read_record().status.is_final and folder.read_record().cleanup.finished_at is not None:
+                    container.remove_by_name(self._settings.docker_host, execution_id)
 
     def plan(self, spec: AnalysisSpec, execution: PreparedExecution, site: CgroupSite) -> LaunchPlan:
         runtime = execution.runtime.runtime

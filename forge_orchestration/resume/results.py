@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 import msgspec
 
 from forge_orchestration.errors import ForgeError
-from forge_orchestration.executions.folder import ExecutionFolder, sync_folder
+from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.inputs import digest_of_file
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
@@ -99,8 +99,8 @@ def reuse_result(
             logs = _share_all(source, there, folder, store)
         except FileNotFoundError as error:
             raise ResultGone from error
-    for path in {PurePath(), *(parent for one in source.outputs for parent in PurePath(one.path).parents)}:
-        sync_folder(folder.outputs / path)
+    parents = {PurePath(), *(parent for one in source.outputs for parent in PurePath(one.path).parents)}
+    folder.unsynced |= {folder.outputs / path for path in parents}
     now = time.time()
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(source.ended_at or 0))
     said = f"Nothing was run: the result of execution {source.execution_id}, of {when} UTC, was made of the very same."

@@ -21,7 +21,7 @@ _MADE_BY_BUBBLEWRAP = ("mnt", "pid", "ipc", "uts", "net")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 # who opens those of pressure may leave triggers in the kernel, each of which takes its time to remove
-_MASKED = ("/proc/keys", "/proc/key-users", *(f"/proc/pressure/{what}" for what in ("cpu", "io", "irq", "memory")))
+MASKED = ("/proc/keys", "/proc/key-users", *(f"/proc/pressure/{what}" for what in ("cpu", "io", "irq", "memory")))
 
 
 def find_bubblewrap() -> str:
@@ -77,7 +77,7 @@ def _system(plan: LaunchPlan) -> list[str]:
         argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for name, target in _DEVICE_LINKS.items():
         argv += ["--symlink", target, f"/dev/{name}"]
-    for path in _MASKED:
+    for path in MASKED:
         if os.path.exists(path):
             argv += ["--ro-bind", "/dev/null", path]
     # shared memory counts as memory, so its size is the memory limit
@@ -135,13 +135,13 @@ def verify_binds(plan: LaunchPlan, pid: int, options: tuple[str, ...] = ("ro", "
     return mounts
 
 
-def verify_namespaces(pid: int) -> None:
-    """See that process `pid` shares none of the host's namespaces.
+def verify_namespaces(pid: int, *more: str) -> None:
+    """See that process `pid` shares none of the host's namespaces that bubblewrap makes, nor `more`.
 
     Raises:
         SandboxError: It does.
     """
-    for namespace in _MADE_BY_BUBBLEWRAP:
+    for namespace in (*_MADE_BY_BUBBLEWRAP, *more):
         if _namespace(pid, namespace) == _namespace("self", namespace):
             raise SandboxError(f"The sandbox shares the host's {namespace} namespace.")
 

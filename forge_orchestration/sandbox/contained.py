@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 
 from forge_orchestration.errors import SandboxError
@@ -11,14 +12,17 @@ from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import Enforced
 from forge_orchestration.sandbox import bubblewrap, view
 from forge_orchestration.sandbox.cgroups.base import Cgroup
-from forge_orchestration.sandbox.container import TROUBLES, Container, connect, request, said
+from forge_orchestration.sandbox.container import TROUBLES, Container, connect, remove_by_name, request, said
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.input_mounts import mounted_apart
 from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.sandboxed import PROTECTIONS
 from forge_orchestration.sandbox.scratch import Workspace
-from forge_orchestration.sandbox.supervisor import Command, Supervisor
+from forge_orchestration.sandbox.supervisor import KILLED, Command, Supervisor
 
+_BY_ENGINE = {"system_calls": "on: by the engine's own profile"}
+_UNKNOWN = 255  # what engines say of an end that they have not seen
+_LAST_WORDS_S = 10.0
 _STOPPED = (
     "The container engine ended the container: it was stopped, or somebody told it to. Run it again; "
     'to have containers go on while the engine is stopped, set "live-restore": true in its daemon.json.'
@@ -43,11 +47,12 @@ class ContainerSupervisor(Supervisor):
         with mounted_apart(self._plan, identity, workspace.folder / "mounts") as plan:
             self._plan = plan
             self._publisher = self._begin_checkpoints(identity, workspace)
-            self._limit(identity, group, workspace, scratch, dict.fromkeys(PROTECTIONS, "on"))
+            self._limit(identity, group, workspace, scratch, dict.fromkeys(PROTECTIONS, "on") | _BY_ENGINE)
             body = request(plan, identity, group.name, _mounts(plan, identity, workspace), image, client.api_version)
             try:
                 container = Container(engine, plan.execution_id, body)
             except TROUBLES as error:
+                remove_by_name(engine, plan.execution_id)  # it may have made it all the same
                 raise SandboxError(f"The engine makes no container: {said(error)}.", "See: forge executors list") from error
             try:
                 messages = os.open(workspace.messages, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -60,7 +65,11 @@ class ContainerSupervisor(Supervisor):
                     os.close(messages)
             finally:
                 self._at_last(group.end)
-                container.remove()
+                try:
+                    container.remove()
+                except SandboxError:  # it is removed when the engine is asked for the next one
+                    if not self._verdict:
+                        raise
 
     def _start(self, container: Container, identity: Identity, group: Cgroup) -> None:
         self._listen(container.output, lambda _: self._hear(container))
@@ -98,15 +107,20 @@ class ContainerSupervisor(Supervisor):
         assert isinstance(command, Container)
         if self._deaf and command.exit_status is None and command.attach_again():
             self._deaf = False
-            for source, data in command.missed():
-                self._take(source, data)
             self._listen(command.output, lambda _: self._hear(command))
+            with contextlib.suppress(SandboxError):  # there is a last look at the end
+                for source, data in command.missed():
+                    self._take(source, data)
 
     def _ended(self, container: Container, group: Cgroup) -> None:
         self._ignore(container.ended)
         group.counters()  # while the container's own group is there
         away = container.is_away()
-        container.note_end()
+        container.note_end(killed=self._kill_at == KILLED)
+        if container.was_away and container.exit_status == _UNKNOWN:
+            self._stops.setdefault(
+                EndReason.EXECUTOR_ERROR, "The container engine was away and does not know how the analysis ended."
+            )
         if container.signal and self._kill_at is None and container.was_killed_by_engine(away=away):
             self._stops.setdefault(EndReason.EXECUTOR_ERROR, _STOPPED)
 
@@ -116,14 +130,14 @@ class ContainerSupervisor(Supervisor):
         group.signal_members(signal.SIGTERM, spared=(command.pid,))
 
     def _drain(self, container: Container, messages: int) -> None:
-        os.set_blocking(container.output, True)
         with contextlib.suppress(EOFError, OSError):
-            while True:
+            while select.select([container.output], [], [], _LAST_WORDS_S)[0]:
                 for source, data in container.read():
                     self._take(source, data)
         if container.was_away:
-            for source, data in container.missed():
-                self._take(source, data)
+            with contextlib.suppress(SandboxError):  # what has ended has ended; its log lacks what was said meanwhile
+                for source, data in container.missed():
+                    self._take(source, data)
         while self._read("messages", messages):
             pass
 
@@ -158,6 +172,6 @@ def _verify(plan: LaunchPlan, pid: int, identity: Identity, group: Cgroup) -> No
     """
     # an engine mounts anew, without `nosuid`, which `no_new_privs` stands for, and `nodev`, for which the group's list of devices does
     bubblewrap.verify_binds(plan, pid, ("ro",))
-    bubblewrap.verify_namespaces(pid)
+    bubblewrap.verify_namespaces(pid, "cgroup")
     bubblewrap.verify_privileges(identity, pid)
     bubblewrap.verify_membership(pid, group.membership(), beneath=True)

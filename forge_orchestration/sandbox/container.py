@@ -23,7 +23,7 @@ from docker.types import LogConfig, Mount, Ulimit
 
 from forge_orchestration.errors import SandboxError, StuckError
 from forge_orchestration.model.record import Measured
-from forge_orchestration.sandbox import view
+from forge_orchestration.sandbox import bubblewrap, view
 from forge_orchestration.sandbox.identity import Identity
 from forge_orchestration.sandbox.plan import LaunchPlan
 
@@ -33,7 +33,14 @@ _API_TIMEOUT_S = 60
 _PROBE_TIMEOUT_S = 2
 _AWAY_S = 60.0  # for so long an engine may be restarted
 _END_TIMEOUT_S = 20.0
+_IN_PROGRESS = 409  # somebody else is removing it
 _LAST_MOMENT_S = 1.0
+_LARGEST_FRAME_BYTES = 1 << 20
+# what engines mask where nobody says otherwise
+_MASKED = (
+    "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
+    "/proc/scsi", "/sys/firmware",
+)  # fmt: skip
 _FRAME = struct.Struct(">BxxxL")
 _STREAMS = {1: "stdout", 2: "stderr"}
 _PAGE_BYTES = 1 << 16
@@ -75,14 +82,15 @@ def request(
         for source, target, closed in mounts
     ]
     taken = {target for _, target, _ in mounts}
-    # a volume that an image declares would be a folder of the host's disk without a limit; and nothing of `/sys` is an analysis' business
+    # a volume that an image declares would be a folder of the host's disk without a limit; nothing of `/sys` is an analysis' business;
+    # and terminals come out of one stock for all containers
     covers = [
         Mount(target=path, source="", type="tmpfs", read_only=True, tmpfs_size=4096, tmpfs_mode=0o555)
-        for path in ("/sys", *(config.get("Volumes") or {}))
+        for path in ("/sys", "/dev/pts", *(config.get("Volumes") or {}))
         if path.rstrip("/") not in taken
     ]
     host = docker.types.HostConfig(
-        version=api_version, mounts=[*binds, *covers], network_mode="none", ipc_mode="private", read_only=True,
+        version=api_version, mounts=[*binds, *covers], network_mode="none", ipc_mode="private", read_only=True, cgroupns="private",
         cap_drop=["ALL"], security_opt=["no-new-privileges"], privileged=False, restart_policy={"Name": "no"},
         mem_limit=limits.memory_bytes + _PAGE_BYTES, memswap_limit=limits.memory_bytes + _PAGE_BYTES,
         cpu_period=100_000, cpu_quota=max(1000, round(limits.cpus * 100_000)), pids_limit=limits.pids + 2,
@@ -96,6 +104,7 @@ def request(
     )  # fmt: skip
     # of an image's own variables, those that are its activation are in the plan: a bare name removes one
     others = {one.partition("=")[0] for one in config.get("Env") or []} - plan.environment.keys()
+    host["MaskedPaths"] = [*_MASKED, *bubblewrap.MASKED]
     variables = plan.environment | {"FORGE_DEADLINE": f"{time.time() + limits.wall_time_s:.3f}"}
     return {
         "Image": plan.container.image if plan.container else "", "Hostname": "forge", "User": f"{identity.host_uid}:{identity.host_uid}", "WorkingDir": view.SCRATCH,
@@ -145,8 +154,8 @@ class Container:
 
     def start(self) -> dict[str, Any]:
         """Let the command go; returns the engine's description of the container as it runs."""
-        self._client.start(self.id)
         self.released_at = time.monotonic()
+        self._client.start(self.id)
         facts: dict[str, Any] = self._client.inspect_container(self.id)
         self.pid = int(facts["State"]["Pid"])
         if self.pid:
@@ -171,29 +180,42 @@ class Container:
         self._rest += data
         while len(self._rest) >= _FRAME.size:
             number, size = _FRAME.unpack_from(self._rest)
+            if number not in _STREAMS or size > _LARGEST_FRAME_BYTES:
+                raise EOFError  # no frame: where the stream was taken up again, something is missing
             if len(self._rest) < _FRAME.size + size:
                 break
             payload, self._rest = self._rest[_FRAME.size : _FRAME.size + size], self._rest[_FRAME.size + size :]
-            if stream := _STREAMS.get(number):
-                self._heard[stream] += len(payload)
-                yield stream, payload
+            self._heard[_STREAMS[number]] += len(payload)
+            yield _STREAMS[number], payload
 
     def has_ended(self) -> bool:
         """Whether its first process has, or is about to: what it had is taken from it a moment before that can be seen."""
         return self.ended < 0 or bool(select.select([self.ended], [], [], _LAST_MOMENT_S)[0])
 
-    def note_end(self) -> None:
+    def note_end(self, *, killed: bool = False) -> None:
         """Its first process has ended: ask the engine how.
+
+        Args:
+            killed: Whether it was killed by us, so that this is known if the engine does not say.
 
         Raises:
             SandboxError: The engine does not come back, or knows nothing of it any more.
         """
+        try:
+            self._ask_for_end()
+        except SandboxError:
+            if not killed:
+                raise
+            self.signal, self.exit_status = 9, 128 + 9
+
+    def _ask_for_end(self) -> None:
         state = self._asked(lambda: self._client.inspect_container(self.id))["State"]
         deadline = time.monotonic() + _END_TIMEOUT_S
         while state.get("Running") and time.monotonic() < deadline:  # the engine hears of it a moment later
             time.sleep(0.01)
             state = self._asked(lambda: self._client.inspect_container(self.id))["State"]
-        code = int(state.get("ExitCode") or 0)
+        if not isinstance(code := state.get("ExitCode"), int):
+            raise SandboxError("The container engine does not say how the container has ended.")
         # what an engine says of a signal is what a shell says: 128 and its number
         self.signal = code - 128 if code in _SIGNALLED else None
         self.exit_status = code
@@ -213,16 +235,19 @@ class Container:
             return True  # it goes away in this very moment
 
     def missed(self) -> Iterator[tuple[str, bytes]]:
-        """What it has said and nobody could hear while the engine was away, from what the engine has kept."""
+        """What it has said and nobody could hear while the engine was away, from what the engine has kept.
+
+        Raises:
+            SandboxError: The engine does not say.
+        """
         for number, stream in _STREAMS.items():
-            skipped, before = 0, self._heard[stream]
-            logs = self._asked(lambda n=number: self._client.logs(self.id, stdout=n == 1, stderr=n == 2, stream=True, follow=False))
-            for data in logs:
-                new = data[max(0, before - skipped) :]
-                skipped += len(data)
-                if new:
-                    self._heard[stream] += len(new)
-                    yield stream, new
+            # not as a stream: for that the library takes all time limits away
+            data = self._asked(
+                lambda n=number: self._client.logs(self.id, stdout=n == 1, stderr=n == 2, stream=False, follow=False)
+            )
+            if new := data[self._heard[stream] :]:
+                self._heard[stream] += len(new)
+                yield stream, new
 
     def is_away(self) -> bool:
         """Whether the engine is away now; whoever calls this has other things to do than to wait for it."""
@@ -269,8 +294,7 @@ class Container:
         if self.ended >= 0:
             os.close(self.ended)
             self.ended = -1
-        with contextlib.suppress(docker.errors.NotFound):
-            self._asked(lambda: self._client.remove_container(self.id, v=True, force=True))
+        self._asked(lambda: _remove(self._client, self.id))
 
     def _attach(self) -> socket.socket:
         stream = self._client.attach_socket(self.id, {"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
@@ -301,6 +325,16 @@ def said(error: Exception) -> str:
     return " ".join(str(getattr(error, "explanation", None) or error).split())[:400].rstrip(".")
 
 
+def _remove(client: Any, name: str) -> None:
+    try:
+        client.remove_container(name, v=True, force=True)
+    except docker.errors.NotFound:
+        pass
+    except docker.errors.APIError as error:
+        if error.status_code != _IN_PROGRESS:
+            raise
+
+
 def remove_by_name(engine: str, execution_id: str) -> None:
     """Remove the container of an execution whose supervisor is gone, if there is one.
 
@@ -310,8 +344,7 @@ def remove_by_name(engine: str, execution_id: str) -> None:
     try:
         client = connect(engine)
         try:
-            with contextlib.suppress(docker.errors.NotFound):
-                client.remove_container(name_of(execution_id), v=True, force=True)
+            _remove(client, name_of(execution_id))
         finally:
             client.close()
     except TROUBLES as error:

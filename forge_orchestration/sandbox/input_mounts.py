@@ -63,7 +63,7 @@ def mounted_apart(plan: LaunchPlan, identity: Identity, folder: Path) -> Iterato
         yield msgspec.structs.replace(plan, binds=binds)
     finally:
         for point in reversed(points):
-            linux.unmount(point)
+            linux.unmount(point, lazily=True)
 
 
 def _mounted(bind: Bind, identity: Identity, point: Path, points: list[Path]) -> Bind:

@@ -1,11 +1,13 @@
 """What a killed supervisor leaves, its removal, and the end of the record in the supervisor's place.
 
-Left are processes and groups, an ordinary user's scratch folder, a claim on a uid, files half-written. Mounts and scratch images
-are not among it: they were the supervisor's own and ended with it.
+Left are processes and groups, an ordinary user's scratch folder, a claim on a uid, files half-written; of one in a container that, and
+the mounts of its workspace, which the engine had to see. Of a sandbox on this host mounts and scratch images were the supervisor's own and
+ended with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -78,7 +80,10 @@ def remove_leftovers(folder: ExecutionFolder, settings: Settings, site: CgroupSi
         if plan is not None and plan.container is not None:
             from forge_orchestration.sandbox.container import remove_by_name
 
-            remove_by_name(plan.container.engine, folder.id)
+            with contextlib.suppress(
+                SandboxError
+            ):  # the engine is away; nothing of it runs, and the next check of the engine removes it
+                remove_by_name(plan.container.engine, folder.id)
             group.holds_container = True
         removed = group.remove()
     freed = 0

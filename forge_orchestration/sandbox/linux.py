@@ -21,6 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_MNT_DETACH, _AT_RECURSIVE = 2, 0x8000
 MS_NOSUID, MS_NODEV, MS_NOATIME, MS_REC, MS_PRIVATE = 2, 4, 1024, 16384, 1 << 18
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -74,13 +75,14 @@ def mount_ext4(device: str, target: Path) -> None:
     _check(_libc.mount(device.encode(), os.fsencode(target), b"ext4", flags, options), "mount", str(target))
 
 
-def unmount(target: Path) -> None:
-    """Unmount `target`."""
-    _check(_libc.umount2(os.fsencode(target), 0), "umount", str(target))
+def unmount(target: Path, *, lazily: bool = False) -> None:
+    """Unmount `target`; `lazily`, with what is mounted beneath it, and also while somebody looks into it."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH if lazily else 0), "umount", str(target))
 
 
 def unmount_beneath(folder: Path) -> None:
     """Unmount what is mounted at `folder` and beneath it, the last first."""
+    folder = Path(os.path.realpath(folder))  # as the kernel calls it
     points = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         # a blank, a tab, a line's end and a backslash are written as a backslash and three octal digits
@@ -88,7 +90,7 @@ def unmount_beneath(folder: Path) -> None:
         if point == folder or folder in point.parents:
             points.append(point)
     for point in reversed(points):
-        unmount(point)
+        unmount(point, lazily=True)
 
 
 @contextlib.contextmanager
@@ -127,13 +129,14 @@ def mount_read_only(source: int, target: Path, namespace: int | None = None) -> 
     Args:
         namespace: A user namespace whose ids the mount shows, if not those on the disk.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    whole = _AT_RECURSIVE if namespace is None else 0  # with what is mounted beneath, as bubblewrap has it
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | whole
     tree = _check(_libc.syscall(_SYS_OPEN_TREE, source, b"", flags), "open_tree")
     try:
         # struct mount_attr: set, clear, propagation, namespace
         mapped = 0 if namespace is None else _MOUNT_ATTR_IDMAP
         attributes = struct.pack("QQQQ", mapped | _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV, 0, 0, namespace or 0)
-        _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr")
+        _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | whole, attributes, len(attributes)), "mount_setattr")
         _check(
             _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
             "move_mount",

@@ -153,7 +153,8 @@ class LoopWorkspace(Workspace):
                     time.sleep(0.002)
             self._mounted, mounts = False, 1
         if self._has_own_folder:
-            self.folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):  # it never came to be made
+                self.folder.rmdir()
             self._has_own_folder = False
         return os.fstat(self._image).st_blocks * 512 if mounts else 0, mounts
 

@@ -42,7 +42,7 @@ from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sente
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
-_KILLED = float("inf")
+KILLED = float("inf")
 T = TypeVar("T")
 
 
@@ -136,7 +136,9 @@ class Supervisor(ABC):
     # -- from the plan to the end --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Say who supervises, to all and to the controller."""
+        """Say who supervises, to all and, once, to the controller."""
+        if self._announced:
+            return
         me = ProcessIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
         self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
         self._folder.write_record(self._record)
@@ -325,7 +327,7 @@ class Supervisor(ABC):
             self._listen(self._controller.fileno(), lambda _: self._controller_lost(command, group))
         next_look = refused_since = 0.0
         refused = 0
-        while command.exit_status is None and not (self._kill_at == _KILLED and not command.released_at):
+        while command.exit_status is None and not (self._kill_at == KILLED and not command.released_at):
             timeout_s = self._next_deadline(command, next_look) - time.monotonic()
             for fd, event in self._poll.poll(max(0.0, timeout_s * 1000)):
                 if fd in self._handlers:
@@ -387,7 +389,7 @@ class Supervisor(ABC):
         group.signal_members(signal.SIGTERM)
 
     def _kill(self, command: Command, group: Cgroup) -> None:
-        self._kill_at = _KILLED
+        self._kill_at = KILLED
         group.kill()
         self._at_last(command.end)
 

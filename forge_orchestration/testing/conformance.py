@@ -30,6 +30,7 @@ from typing import Any
 
 import pytest
 
+from forge_orchestration.analyses import load_definition, spec_from_definition
 from forge_orchestration.api import command_spec
 from forge_orchestration.engine import Engine
 from forge_orchestration.errors import ExecutorError, SpecError
@@ -41,7 +42,7 @@ from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration.settings import load_settings
 
 __all__ = [
-    "TestCancel", "TestEnds", "TestHostile", "TestInside", "TestLifecycle", "TestLimits", "TestLogs", "TestLost", "TestMessages", "TestOutputs",
+    "TestCancel", "TestCheckpoint", "TestEnds", "TestHostile", "TestInside", "TestLifecycle", "TestLimits", "TestLogs", "TestLost", "TestMessages", "TestOutputs",
     "deployment", "executor_name", "workbench",
 ]  # fmt: skip
 
@@ -288,6 +289,23 @@ class TestOutputs:
 
     def test_a_checkpoint_of_nobody_is_kept(self, workbench: Workbench) -> None:
         assert workbench.sh("echo x > $FORGE_CHECKPOINT/x").checkpoint is None  # a bare command has no fingerprint
+
+
+class TestCheckpoint:
+    def test_the_next_attempt_goes_on_where_it_was(self, workbench: Workbench, tmp_path: Path) -> None:
+        folder = tmp_path / "counts"
+        folder.mkdir()
+        script = f"# {workbench.name} {time.time_ns()}\n"  # nobody has a result of it
+        script += "if [ -f $FORGE_CHECKPOINT/x ]; then cp $FORGE_CHECKPOINT/x $FORGE_OUTPUTS/x; exit 0; fi\n"
+        script += "echo first > $FORGE_CHECKPOINT/x; exit 9\n"
+        (folder / "run.sh").write_text(script)
+        (folder / "analysis.yaml").write_text("command: [sh, run.sh]\nruntime: forge-python\noutputs: {x: x}\n")
+        definition = load_definition(str(folder), workbench.settings)
+        spec = spec_from_definition(definition, workbench.settings, executor=workbench.name, cache="use")
+        first, second = workbench.engine.run(spec), workbench.engine.run(spec)
+        assert first.end_reason is EndReason.NONZERO_EXIT and first.checkpoint is not None and first.checkpoint.kept, first.message
+        assert second.succeeded and second.checkpoint is not None, second.message
+        assert second.checkpoint.resumed_from == first.execution_id and workbench.output(second, "x") == b"first\n"
 
 
 class TestMessages:

@@ -49,6 +49,9 @@ class Cgroup(ABC):
     holds_container = False
     """Whether its members are in a group beneath it, which goes with them."""
 
+    def __init__(self) -> None:
+        self._seen_beneath: dict[str, int] = {}
+
     @property
     @abstractmethod
     def paths(self) -> list[Path]:
@@ -99,6 +102,20 @@ class Cgroup(ABC):
                 os.kill(pid, number)
                 sent += 1
         return sent
+
+    def _beneath(self, file: Path, key: str, at_least: int = 0) -> int:
+        """The most that a container's own group was seen to count of what kernels count there and not above.
+
+        Args:
+            at_least: What there must have been if the group is gone.
+        """
+        groups = [one.path for one in os.scandir(file.parent) if one.is_dir()]
+        seen = 0
+        for group in groups:
+            with contextlib.suppress(OSError):
+                seen += keyed(read(Path(group, file.name))).get(key, 0)
+        self._seen_beneath[key] = max(self._seen_beneath.get(key, 0), seen, 0 if groups else at_least)
+        return self._seen_beneath[key]
 
     def end(self, timeout_s: float = 10.0) -> int:
         """Kill every member and wait until the group is empty; returns how many there were.

@@ -42,6 +42,7 @@ class CgroupV1(Cgroup):
     join_file = JOIN_FILE
 
     def __init__(self, mounts: Mapping[str, Path], name: str) -> None:
+        super().__init__()
         self._folder = {controller: mounts[controller] / name for controller in CONTROLLERS}
         self.name = name
         # cpu and cpuacct are often one mount: one folder then
@@ -49,7 +50,6 @@ class CgroupV1(Cgroup):
         self._here: int | None = None  # event descriptors, and how often each has told of the want of memory
         self._above: int | None = None
         self._told_here = self._told_above = 0
-        self._seen_beneath = {"oom_kill": 0, "max": 0}
 
     @property
     def paths(self) -> list[Path]:
@@ -118,20 +118,6 @@ class CgroupV1(Cgroup):
             peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),
             peak_pids=Measured(value=int(read(peak_pids)), source=str(peak_pids)) if peak_pids.exists() else None,
         )
-
-    def _beneath(self, file: Path, key: str, at_least: int = 0) -> int:
-        """The most that a container's own group was seen to count: v1 counts what it refuses there and not above.
-
-        Args:
-            at_least: What there must have been if the group is gone.
-        """
-        groups = [one.path for one in os.scandir(file.parent) if one.is_dir()]
-        seen = 0
-        for group in groups:
-            with contextlib.suppress(OSError):
-                seen += keyed(read(Path(group, file.name))).get(key, 0)
-        self._seen_beneath[key] = max(self._seen_beneath[key], seen, 0 if groups else at_least)
-        return self._seen_beneath[key]
 
     def remove(self, timeout_s: float = 5.0) -> bool:
         removed = super().remove(timeout_s)

@@ -37,6 +37,7 @@ class CgroupV2(Cgroup):
     join_file = JOIN_FILE
 
     def __init__(self, mount: Path, name: str) -> None:
+        super().__init__()
         self._path = mount / name
         self.name = name
 
@@ -80,10 +81,13 @@ class CgroupV2(Cgroup):
         cpu = keyed(read(path / "cpu.stat"))
         stat = str(path / "cpu.stat")
         transfers = _io_bytes(path / "io.stat")
+        refused = keyed(read(path / "pids.events")).get("max", 0)
+        if self.holds_container:  # before 6.11 counted where the process was
+            refused = max(refused, self._beneath(path / "pids.events", "max"))
         return Counters(
             oom_kills=events.get("oom_kill", 0),
             memory_limit_hit=own.get("oom", 0) > 0,  # oom_group_kill also counts what a limit above did to this group
-            pids_refused=keyed(read(path / "pids.events")).get("max", 0),
+            pids_refused=refused,
             cpu_user_s=Measured(value=cpu["user_usec"] / 1e6, source=stat),
             cpu_system_s=Measured(value=cpu["system_usec"] / 1e6, source=stat),
             peak_memory_bytes=_peak(path / "memory.peak"),
