@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from forge_orchestration.executions import folder as folders
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.reasons import EndReason, Status
@@ -49,15 +50,25 @@ def without_clones(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-def test_every_folder_of_an_output_is_on_the_disk(old: ExecutionRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_folder_of_an_output_is_on_the_disk_before_the_record(
+    old: ExecutionRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(results, "sync_folder", synced.append)
+    there: list[bool] = []
     folder, store = ExecutionFolder(tmp_path, NEW), Store(tmp_path / "store.db")
     folder.create()
     made = results.reuse_result(old, ExecutionRecord(execution_id=NEW, analysis="a"), folder, store, "")
     assert made.succeeded and made.cache.hit and made.outputs == old.outputs
     assert [(folder.outputs / one.path).read_text() for one in old.outputs] == ["a.txt", "b/c/d.txt"]
-    assert sorted(synced) == [folder.outputs, folder.outputs / "b", folder.outputs / "b/c"]
+
+    def sync(path: Path) -> None:
+        synced.append(path)
+        there.append(folder.record_path.exists())
+
+    monkeypatch.setattr(folders, "sync_folder", sync)
+    folder.write_record(made)
+    assert sorted(synced[:-1]) == [folder.outputs, folder.outputs / "b", folder.outputs / "b/c"] and not any(there[:-1])
+    assert synced[-1] == folder.path and there[-1]
     store.close()
 
 
