@@ -7,6 +7,8 @@ import os
 import select
 import signal
 
+import msgspec
+
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import Enforced
@@ -21,6 +23,7 @@ from forge_orchestration.sandbox.scratch import Workspace
 from forge_orchestration.sandbox.supervisor import KILLED, Command, Supervisor
 
 _BY_ENGINE = {"system_calls": "on: by the engine's own profile"}
+_LOOKED_AT = ("filesystem", "namespaces", "identity", "no_new_privileges", "capabilities", "system_calls")
 _UNKNOWN = 255  # what engines say of an end that they have not seen
 _LAST_WORDS_S = 10.0
 _STOPPED = (
@@ -74,26 +77,44 @@ class ContainerSupervisor(Supervisor):
     def _start(self, container: Container, identity: Identity, group: Cgroup) -> None:
         self._listen(container.output, lambda _: self._hear(container))
         try:
-            facts = container.start()
+            container.see_as_asked()
+            container.start()
         except TROUBLES as error:
             raise SandboxError(f"The engine does not start the container: {said(error)}.") from error
         if container.ended >= 0:
             self._listen(container.ended, lambda _: self._ended(container, group))
         else:
             container.note_end()  # it has been so fast
-        if container.exit_status is None:
-            try:
-                _verify(self._plan, container.pid, identity, group)
-                self._enforced["open_files"] = bubblewrap.open_files_limit(container.pid, self._plan.limits.open_files)
-            except (OSError, SandboxError, StopIteration):
-                if not container.has_ended():  # else there is nothing left to look at
-                    raise
-        host = facts["HostConfig"]
-        for name, wanted in (("ReadonlyRootfs", True), ("NetworkMode", "none"), ("Privileged", False), ("CapDrop", ["ALL"])):
-            if host.get(name) != wanted:
-                raise SandboxError(f"The engine made a container with {name} {host.get(name)}, not {wanted}.")
-        self._enforced.setdefault("open_files", Enforced(value=self._plan.limits.open_files, source="the container's ulimits"))
+        self._enforced["open_files"] = Enforced(
+            value=self._plan.limits.open_files, source="ulimits of the container, by its engine"
+        )
+        if not self._is_verified(container, identity, group):
+            seen = dict.fromkeys(_LOOKED_AT, "on: by the engine's word, the command had ended before it was looked at")
+            self._isolation = msgspec.structs.replace(self._isolation, protections=self._isolation.protections | seen)
         self._started()
+
+    def _is_verified(self, container: Container, identity: Identity, group: Cgroup) -> bool:
+        """Whether the container's first process was there to be looked at.
+
+        Raises:
+            SandboxError: It was, and is not as it should be.
+        """
+        if container.exit_status is not None:
+            return False
+        try:
+            _verify(self._plan, container.pid, identity)
+            self._enforced["open_files"] = bubblewrap.open_files_limit(container.pid, self._plan.limits.open_files)
+        except (OSError, StopIteration):  # of one that ends there is nothing to read
+            if not container.has_ended():
+                raise
+            return False
+        try:
+            bubblewrap.verify_membership(container.pid, group.membership(), beneath=True)
+        except (OSError, SandboxError):  # whoever ends is taken out of its groups first
+            if not container.has_ended():
+                raise
+            return False
+        return True
 
     def _hear(self, container: Container) -> None:
         try:
@@ -164,7 +185,7 @@ def _mounts(plan: LaunchPlan, identity: Identity, workspace: Workspace) -> list[
     return [*mounts, (os.fspath(workspace.messages), view.MESSAGES, False)]
 
 
-def _verify(plan: LaunchPlan, pid: int, identity: Identity, group: Cgroup) -> None:
+def _verify(plan: LaunchPlan, pid: int, identity: Identity) -> None:
     """Compare the container's first process, seen from outside, with what was asked for.
 
     Raises:
@@ -174,4 +195,3 @@ def _verify(plan: LaunchPlan, pid: int, identity: Identity, group: Cgroup) -> No
     bubblewrap.verify_binds(plan, pid, ("ro",))
     bubblewrap.verify_namespaces(pid, "cgroup")
     bubblewrap.verify_privileges(identity, pid)
-    bubblewrap.verify_membership(pid, group.membership(), beneath=True)

@@ -41,6 +41,10 @@ _MASKED = (
     "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
     "/proc/scsi", "/sys/firmware",
 )  # fmt: skip
+_MUST_HOLD = (
+    "ReadonlyRootfs", "NetworkMode", "IpcMode", "CgroupnsMode", "CgroupParent", "CapDrop", "SecurityOpt", "Ulimits", "PidsLimit", "Memory",
+    "CpuQuota", "MaskedPaths",
+)  # fmt: skip
 _FRAME = struct.Struct(">BxxxL")
 _STREAMS = {1: "stdout", 2: "stderr"}
 _PAGE_BYTES = 1 << 16
@@ -91,7 +95,7 @@ def request(
     ]
     host = docker.types.HostConfig(
         version=api_version, mounts=[*binds, *covers], network_mode="none", ipc_mode="private", read_only=True, cgroupns="private",
-        cap_drop=["ALL"], security_opt=["no-new-privileges"], privileged=False, restart_policy={"Name": "no"},
+        cap_drop=["ALL"], security_opt=["no-new-privileges"], restart_policy={"Name": "no"},
         mem_limit=limits.memory_bytes + _PAGE_BYTES, memswap_limit=limits.memory_bytes + _PAGE_BYTES,
         cpu_period=100_000, cpu_quota=max(1000, round(limits.cpus * 100_000)), pids_limit=limits.pids + 2,
         shm_size=limits.memory_bytes, oom_score_adj=plan.neighbours.oom_score_adj, cgroup_parent=f"/{group}",
@@ -135,6 +139,7 @@ class Container:
         self._rest = b""
         self._heard = dict.fromkeys(_STREAMS.values(), 0)
         self._began_at = time.time()
+        self._asked_for = body["HostConfig"]
         self.id = str(self._client.create_container_from_config(body, name_of(execution_id))["Id"])
         self._output = self._attach()
 
@@ -152,16 +157,25 @@ class Container:
         """Likewise."""
         return None
 
-    def start(self) -> dict[str, Any]:
-        """Let the command go; returns the engine's description of the container as it runs."""
+    def see_as_asked(self) -> None:
+        """Compare what the engine has made with what it was asked for: it drops what it does not know, with a warning that nobody reads.
+
+        Raises:
+            SandboxError: It is another container than that.
+        """
+        made = self._client.inspect_container(self.id)["HostConfig"]
+        for name in _MUST_HOLD:
+            if made.get(name) != self._asked_for[name]:
+                raise SandboxError(f"The engine made a container with {name} {made.get(name)}, not {self._asked_for[name]}.")
+
+    def start(self) -> None:
+        """Let the command go."""
         self.released_at = time.monotonic()
         self._client.start(self.id)
-        facts: dict[str, Any] = self._client.inspect_container(self.id)
-        self.pid = int(facts["State"]["Pid"])
+        self.pid = int(self._client.inspect_container(self.id)["State"]["Pid"])
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 self.ended = os.pidfd_open(self.pid)
-        return facts
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """What it has said since, by stream.

@@ -80,9 +80,8 @@ def remove_leftovers(folder: ExecutionFolder, settings: Settings, site: CgroupSi
         if plan is not None and plan.container is not None:
             from forge_orchestration.sandbox.container import remove_by_name
 
-            with contextlib.suppress(
-                SandboxError
-            ):  # the engine is away; nothing of it runs, and the next check of the engine removes it
+            # of an engine that is away the next check asks again; nothing of it runs any more
+            with contextlib.suppress(SandboxError):
                 remove_by_name(plan.container.engine, folder.id)
             group.holds_container = True
         removed = group.remove()

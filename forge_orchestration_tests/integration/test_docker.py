@@ -166,7 +166,7 @@ class TestKilled:
                 client.containers.get(name).remove(force=True)
             said, _ = process.communicate(timeout=120)
         record = record_from_json(said)
-        assert record.status == "failed" and record.end_reason in ("executor_error", "signaled"), record.message
+        assert record.end_reason == "executor_error", record.message
 
 
 @pytest.mark.parametrize("number", [9, 15])
@@ -215,11 +215,12 @@ def test_the_same_analysis_makes_the_same_bytes_there(forge_home: Path, tmp_path
 
 
 def test_a_cancel_while_the_engine_works(forge: Forge, engine: Engine) -> None:
+    ends = []
     for after_s in (0.05, 0.3, 0.6, 1.0):
         with forge.started("exec", "--json", "--executor", "docker", "--grace", "1s", "--", "sleep", "60") as process:
             time.sleep(after_s)
             process.send_signal(signal.SIGTERM)
             said, _ = process.communicate(timeout=120)
-        if said:
-            assert record_from_json(said).end_reason == "canceled"
+        ends.append(record_from_json(said).end_reason if said else None)
+    assert set(ends) <= {"canceled", None} and "canceled" in ends, ends  # none of what was asked to end before it had begun
     assert containers(engine) == []
