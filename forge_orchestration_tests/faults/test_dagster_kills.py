@@ -241,6 +241,13 @@ def test_a_run_whose_worker_dies_before_its_first_step_is_launched_once_more(
     see_nothing_left(deployment)
 
 
+def shown_logs(instance: dg.DagsterInstance, run_id: str) -> list[bytes | None]:
+    """What the UI shows as standard output, for each time that a step of the run began."""
+    begun = [entry.dagster_event for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.LOGS_CAPTURED)]
+    keys = [event.logs_captured_data.file_key for event in begun if event is not None]
+    return [instance.compute_log_manager.get_log_data([run_id, "compute_logs", key]).stdout for key in keys]
+
+
 @pytest.mark.timeout(600 * PATIENCE)
 def test_an_execution_that_outlives_its_worker_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `on_controller_loss = "continue"` what a killed worker had begun is waited for, and not begun again."""
@@ -256,17 +263,13 @@ def test_an_execution_that_outlives_its_worker_is_taken_over(tmp_path: Path, mon
     with dg.DagsterInstance.from_config(str(made.launch_folder())) as instance, made.daemon(), made.webserver() as server:
         run_id = server.start("long")
         folder = WorkerFolder(settings.workers_dir, run_id)
-        wait_for(
-            "a line of the analysis", lambda: any("begun" in log.read_text() for log in made.home.glob("executions/*/stdout.log"))
-        )
+        wait_for("a line of the analysis, where the UI looks for it", lambda: b"begun\n" in shown_logs(instance, run_id))
         first = folder.worker()
         assert first is not None
         os.kill(first.process.pid, signal.SIGKILL)
         assert server.wait(run_id) == "SUCCESS", [event.message for event in instance.all_logs(run_id)]
         told = [event.message for event in instance.all_logs(run_id)]
-        captured = [entry.dagster_event.logs_captured_data.file_key for entry in instance.all_logs(run_id)
-                    if entry.dagster_event and entry.dagster_event.event_type is dg.DagsterEventType.LOGS_CAPTURED]  # fmt: skip
-        shown = [instance.compute_log_manager.get_log_data([run_id, "compute_logs", key]).stdout for key in captured]
+        shown = shown_logs(instance, run_id)
     record = made.record_of_run(run_id)
     assert (record["end_reason"], record["attempt"]) == (EndReason.COMPLETED, 1)
     assert any("it is not run again" in one for one in told), told
