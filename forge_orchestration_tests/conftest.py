@@ -11,12 +11,13 @@ At the end of the session nothing of any home that was used may be left on the h
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -55,24 +56,30 @@ def host_program(name: str, package: str) -> str:
 
 def host_packages(*packages: str) -> None:
     """See that packages of the distribution are installed; CI installs those that are not."""
-    command = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\n", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0 and all(line.startswith("ii") for line in done.stdout.splitlines()):
-        return
-    if os.environ.get("CI") and os.geteuid() == 0:
-        # a server that comes with one is not started: a test starts its own
-        Path("/etc/postgresql-common").mkdir(exist_ok=True)
-        with open("/etc/postgresql-common/createcluster.conf", "a") as settings:
-            settings.write("create_main_cluster = false\n")
-        quiet = {
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-            "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        }
-        subprocess.run(["apt-get", "update", "-q"], check=False, **quiet)
-        with no_service_is_started():
-            done = subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *packages], check=False, **quiet)
-    prerequisite(done.returncode == 0, f"missing packages: sudo apt-get install {' '.join(packages)}")
+    if not (present := _are_installed(packages)) and os.environ.get("CI") and os.geteuid() == 0:
+        with open("/run/lock/forge-tests-packages", "w") as turn:  # two workers of pytest may want some at once
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            _install_packages(packages)
+        present = _are_installed(packages)
+    prerequisite(present, f"missing packages: sudo apt-get install {' '.join(packages)}")
+
+
+def _are_installed(packages: Sequence[str]) -> bool:
+    command = ["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\n", *packages]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.returncode == 0 and all(line.startswith(b"ii") for line in done.stdout.splitlines())
+
+
+def _install_packages(packages: Sequence[str]) -> None:
+    # a server that comes with one is not started: a test starts its own
+    Path("/etc/postgresql-common").mkdir(exist_ok=True)
+    with open("/etc/postgresql-common/createcluster.conf", "a") as settings:
+        settings.write("create_main_cluster = false\n")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "update", "-q"], check=False, env=environment, capture_output=True)
+    with no_service_is_started():
+        command = ["apt-get", "install", "-qy", "--no-install-recommends", *packages]
+        subprocess.run(command, check=False, env=environment, capture_output=True)
 
 
 @contextlib.contextmanager
@@ -187,6 +194,30 @@ def forge(forge_home: Path) -> Forge:
 def copy_runtime(source: Path, home: Path, name: str = RUNTIME) -> None:
     """Put the build of a runtime that the home `source` has into another home; by now it may have large ones besides."""
     shutil.copytree(source / "runtimes" / name, home / "runtimes" / name, symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def have_runtime(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Forge, str], None]:
+    """Puts a runtime that ships into a home. The large ones take minutes: each is built once, for all workers of pytest's, and copied."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    shared = Forge(base / "home of built runtimes")
+
+    def have(forge: Forge, name: str) -> None:
+        if (forge.home / "runtimes" / name).exists():
+            return
+        with open(base / "building", "w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            built = shared("runtimes", "build", name, timeout=900 * PATIENCE)
+        may_be_installed = "failed: " not in built.stderr or "self-test" in built.stderr
+        prerequisite(may_be_installed, f"the runtime cannot be installed: {built.stderr}")
+        assert built.returncode == 0, built.stderr
+        (forge.home / "runtimes").mkdir(mode=0o700, exist_ok=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", shared.home / "runtimes" / name, forge.home / "runtimes"], check=True)
+
+    _homes.append(shared.home)
+    return have
 
 
 @pytest.fixture

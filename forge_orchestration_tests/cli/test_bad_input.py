@@ -13,6 +13,8 @@ import pytest
 from forge_orchestration_tests.cli.conftest import SMALL, Refused, sentence, traces
 from forge_orchestration_tests.conftest import Forge, prerequisite
 
+pytestmark = pytest.mark.together
+
 
 class TestWords:
     @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration_tests.cli.conftest import SMALL
 from forge_orchestration_tests.conftest import Forge, copy_runtime, leftovers, parse_record, wait_until
 
+pytestmark = pytest.mark.together
+
 
 class TestStreams:
     def test_stdout_and_stderr_come_as_they_are(self, forge: Forge) -> None:

@@ -15,6 +15,8 @@ from forge_orchestration.model.record import ExecutionRecord
 from forge_orchestration_tests.cli.conftest import SMALL, sentence
 from forge_orchestration_tests.conftest import Forge, wait_until
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def first(forge_home: Path) -> ExecutionRecord:

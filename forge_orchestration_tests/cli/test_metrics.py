@@ -27,6 +27,8 @@ from forge_orchestration_tests.conftest import Forge, host_program, wait_until
 from forge_orchestration_tests.unit.executions.test_statistics import record
 from forge_orchestration_tests.unit.metrics.conftest import HOSTILE
 
+pytestmark = pytest.mark.together
+
 SCHEMA = Path(__file__).parents[2] / "docs" / "quest-status.schema.json"
 ENDS = {
     "completed": ("--", "true"),

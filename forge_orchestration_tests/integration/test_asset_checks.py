@@ -11,6 +11,8 @@ import pytest
 
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
+pytestmark = pytest.mark.together
+
 SCRIPT = """
     import json, os
     say = json.loads(open(os.environ["FORGE_PARAMS"]).read())["say"]

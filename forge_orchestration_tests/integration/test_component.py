@@ -11,6 +11,8 @@ import pytest
 
 from forge_orchestration_tests.integration.dagster_support import RUN_S, Deployment
 
+pytestmark = pytest.mark.together
+
 DEFINITIONS = """
 from pathlib import Path
 import dagster as dg

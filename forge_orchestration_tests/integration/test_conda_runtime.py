@@ -22,6 +22,8 @@ from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conda_channel import environment_yml, make_channel, pack
 from forge_orchestration_tests.conftest import Forge, prerequisite
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,6 +11,8 @@ import pytest
 
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY, RUN_S, Deployment, processes_with, wait_for
 
+pytestmark = pytest.mark.together
+
 MARK = "dagster-cli-test-patient"
 
 HOG = """

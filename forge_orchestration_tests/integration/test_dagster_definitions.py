@@ -18,6 +18,8 @@ from forge_orchestration.orchestration.op_config import config_schema, describe_
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
+pytestmark = pytest.mark.together
+
 DEFINITION = """
     description: Counts things
     group: it's a group

@@ -18,6 +18,8 @@ from forge_orchestration_tests.conftest import PATIENCE
 from forge_orchestration_tests.integration.dagster_support import Deployment, Webserver, processes_with, wait_for
 from forge_orchestration_tests.webhook_server import WebhookServer
 
+pytestmark = pytest.mark.together
+
 INTERVAL_S = 5
 DAGSTERS_OWN_S = 5.0  # Dagster looks so often which sensors are due
 TICK_S = 10.0 * PATIENCE  # two cores, and whatever else they do

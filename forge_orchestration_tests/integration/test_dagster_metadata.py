@@ -17,6 +17,8 @@ from forge_orchestration.model.record import Enforced, ExecutionRecord, LogFacts
 from forge_orchestration.orchestration.materialization import data_version, record_metadata, stderr_tail
 from forge_orchestration.orchestration.previews import MAX_PICTURES_BYTES, output_previews
 
+pytestmark = pytest.mark.together
+
 
 def png(width: int = 2, height: int = 2, padding: int = 0) -> bytes:
     """A PNG file with a comment of `padding` bytes."""

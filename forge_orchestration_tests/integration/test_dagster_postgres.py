@@ -17,6 +17,8 @@ from forge_orchestration_tests.conftest import leftovers, wait_until
 from forge_orchestration_tests.integration.dagster_support import LOOKED_AT_OFTEN, Deployment, Webserver, in_postgres, wait_for
 from forge_orchestration_tests.integration.postgres_server import Server, running_server
 
+pytestmark = pytest.mark.together
+
 AWAY_S = 15
 
 

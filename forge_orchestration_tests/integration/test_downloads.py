@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import random
 import signal
 import threading
 import time
@@ -19,7 +20,9 @@ from forge_orchestration.executions.downloads import Download, as_source, fetch
 from forge_orchestration.model.sections import DownloadSettings
 from forge_orchestration_tests.conftest import PATIENCE, Forge, wait_until
 
-CONTENT = os.urandom(3 << 20)
+pytestmark = pytest.mark.together
+
+CONTENT = random.Random(24).randbytes(3 << 20)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 

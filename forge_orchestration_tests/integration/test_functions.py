@@ -20,6 +20,8 @@ from forge_orchestration.orchestration.functions import function_definition
 from forge_orchestration_tests.integration import forge_functions
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY, RUN_S, Deployment
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:

@@ -13,6 +13,8 @@ from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conftest import Forge
 from forge_orchestration_tests.container_engine import import_busybox, running_engine
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:

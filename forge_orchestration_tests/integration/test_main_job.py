@@ -9,25 +9,26 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import forge_orchestration
 from forge_orchestration.model.record import ExecutionRecord
-from forge_orchestration_tests.conftest import Forge, prerequisite
+from forge_orchestration_tests.conftest import Forge
+
+pytestmark = pytest.mark.together
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ON = {"on"}
 
 
 @pytest.fixture(scope="module")
-def by_dagster(forge_home: Path) -> tuple[ExecutionRecord, str]:
+def by_dagster(forge_home: Path, have_runtime: Callable[[Forge, str], None]) -> tuple[ExecutionRecord, str]:
     """The record and the log of `dagster job execute -m forge_orchestration.definitions -j pbmc_clusters`."""
     forge = Forge(forge_home)
-    built = forge("runtimes", "build", "forge-singlecell", timeout=900)
-    prerequisite("failed: " not in built.stderr or "self-test" in built.stderr, f"the runtime cannot be installed: {built.stderr}")
-    assert built.returncode == 0, built.stderr
+    have_runtime(forge, "forge-singlecell")
     before = forge.executions()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER_")}
     done = subprocess.run(

@@ -15,6 +15,8 @@ import pytest
 
 from forge_orchestration_tests.integration.dagster_support import LOCATION, REPOSITORY, RUN_S, Deployment, Webserver, wait_for
 
+pytestmark = pytest.mark.together
+
 SCRIPT = """
     import json, os, sys, time
     from pathlib import Path

@@ -10,13 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from forge_orchestration.model.record import ExecutionRecord, record_from_json
-from forge_orchestration_tests.conftest import PATIENCE, Forge, prerequisite
+from forge_orchestration_tests.conftest import PATIENCE, Forge
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 ANALYSIS = "pbmc_from_counts"
@@ -77,11 +78,9 @@ def run(forge: Forge, *words: str | Path) -> Made:
 
 
 @pytest.fixture(scope="module")
-def home(forge_home: Path) -> Forge:
+def home(forge_home: Path, have_runtime: Callable[[Forge, str], None]) -> Forge:
     forge = Forge(forge_home)
-    built = forge("runtimes", "build", "forge-singlecell", timeout=RUN_S)
-    prerequisite("failed: " not in built.stderr or "self-test" in built.stderr, f"the runtime cannot be installed: {built.stderr}")
-    assert built.returncode == 0, built.stderr
+    have_runtime(forge, "forge-singlecell")
     return forge
 
 
@@ -90,7 +89,7 @@ def made(home: Forge) -> Made:
     return run(home)
 
 
-pytestmark = pytest.mark.timeout(1800 * PATIENCE)
+pytestmark = [pytest.mark.together, pytest.mark.timeout(1800 * PATIENCE)]
 
 
 class TestTheData:

@@ -13,8 +13,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from forge_orchestration_tests.cli.conftest import SMALL
 from forge_orchestration_tests.conftest import Forge, host_program, wait_until
+
+pytestmark = pytest.mark.together
 
 CONFIGURATION = """
 global: {scrape_interval: 1s}

@@ -31,6 +31,8 @@ from forge_orchestration_tests.conftest import Forge, wait_until
 from forge_orchestration_tests.integration.dagster_support import Deployment
 from forge_orchestration_tests.integration.postgres_server import Server, running_server
 
+pytestmark = pytest.mark.together
+
 SCRIPT = """\
 import os
 from pathlib import Path

@@ -10,6 +10,8 @@ import pytest
 
 from forge_orchestration_tests.conftest import PATIENCE, RUNTIME, Forge
 
+pytestmark = pytest.mark.together
+
 SAME = """\
 import json, os, random
 from pathlib import Path

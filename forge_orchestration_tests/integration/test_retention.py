@@ -18,6 +18,8 @@ from forge_orchestration.operations.retention import Rules, pin, removable, remo
 from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge
 
+pytestmark = pytest.mark.together
+
 DAY = 86_400.0
 NOW = 2_000_000_000.0
 KIB64 = 65_536

@@ -25,6 +25,8 @@ from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import PATIENCE, Forge, wait_until
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
+pytestmark = pytest.mark.together
+
 SCRIPT = """\
 import json, os, time
 from pathlib import Path

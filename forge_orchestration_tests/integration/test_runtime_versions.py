@@ -16,6 +16,8 @@ import pytest
 from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conftest import Forge, prerequisite
 
+pytestmark = pytest.mark.together
+
 SAMPLE, KILLS = 6, 20
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,23 @@ from forge_orchestration_tests.conftest import Forge, host_packages
 from forge_orchestration_tests.integration import forge_functions
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
+pytestmark = pytest.mark.together
+
 BUILD_S = 900
 
 
 @pytest.fixture(scope="module")
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
+def forge(tmp_path_factory: pytest.TempPathFactory, have_runtime: Callable[[Forge, str], None]) -> Iterator[Forge]:
     home = tmp_path_factory.mktemp("shipped") / "home"
     home.mkdir(mode=0o700)
     conftest._homes.append(home)
-    yield Forge(home)
+    forge = Forge(home)
+    for name in ("forge-genomics", "forge-ml"):
+        have_runtime(forge, name)
+    yield forge
 
 
 def run(forge: Forge, runtime: str, analysis: str) -> tuple[ExecutionRecord, dict[str, Path]]:
-    built = forge("runtimes", "build", runtime, timeout=BUILD_S)
-    assert built.returncode == 0, built.stderr
     record = forge.record("run", analysis, timeout=BUILD_S)
     assert record.succeeded, record.message
     assert record.runtime is not None and (record.runtime.name, record.runtime.chosen_by) == (runtime, "analysis")
@@ -61,7 +64,6 @@ def test_machine_learning_on_real_tumours(forge: Forge) -> None:
 @pytest.mark.timeout(1200)
 def test_frames_of_functions_are_parquet(forge: Forge) -> None:
     """Two assets, of which one makes a frame and the other reads it, by `dagster job execute`."""
-    assert forge("runtimes", "build", "forge-ml", timeout=BUILD_S).returncode == 0
     command = [sys.executable, "-m", "dagster", "job", "execute", "-f", str(forge_functions.__file__), "-a", "defs", "-j", "tables"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, "FORGE_HOME": str(forge.home)}, capture_output=True, text=True
@@ -82,6 +84,7 @@ def r_installed() -> None:
 @pytest.mark.usefixtures("r_installed")
 class TestR:
     def test_survival_of_real_patients(self, forge: Forge) -> None:
+        assert forge("runtimes", "build", "forge-r", timeout=BUILD_S).returncode == 0
         record, outputs = run(forge, "forge-r", "colon_survival")
         assert record.runtime is not None and record.runtime.kind == "system"
         summary = json.loads(outputs["summary"].read_text())

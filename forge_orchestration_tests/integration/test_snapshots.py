@@ -27,6 +27,8 @@ from forge_orchestration.settings import load_settings
 from forge_orchestration_tests.conftest import Forge
 from forge_orchestration_tests.integration.postgres_server import running_server
 
+pytestmark = pytest.mark.together
+
 COPY = """\
 import os, shutil
 shutil.copyfile(os.environ["FORGE_INPUTS"] + "/samples", os.environ["FORGE_OUTPUTS"] + "/seen")

@@ -14,6 +14,8 @@ from forge_orchestration.model.record import ExecutionRecord, record_from_json
 from forge_orchestration_tests.conftest import PATIENCE, Forge
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
+pytestmark = pytest.mark.together
+
 HEAD = """\
 import json, os, time
 from pathlib import Path

@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from forge_orchestration_tests.integration.dagster_support import REPOSITORY
 
 NAME = "tumour_search"
 STAGES = [f"{NAME}.{stage}" for stage in ("folds", "search", "card")]
-BUILD_S, RUN_S = 900.0, 600.0 * PATIENCE
+RUN_S = 600.0 * PATIENCE
 TRIALS, SEEN_BEFORE_THE_KILL = 12, 3
 LINE = "logistic regression"
 SHARE_ALONE = 0.6603
@@ -70,13 +70,12 @@ def in_table(forge: Forge, query: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
+def forge(tmp_path_factory: pytest.TempPathFactory, have_runtime: Callable[[Forge, str], None]) -> Iterator[Forge]:
     home = tmp_path_factory.mktemp("search") / "home"
     home.mkdir(mode=0o700)
     conftest._homes.append(home)
     forge = Forge(home)
-    built = forge("runtimes", "build", "forge-ml", timeout=BUILD_S)
-    assert built.returncode == 0, built.stderr
+    have_runtime(forge, "forge-ml")
     yield forge
 
 
@@ -99,7 +98,7 @@ def ended(forge: Forge) -> Ended:
     return Ended(forge.read_record(found.execution_id), dict(zip(("folds", "search", "card"), records, strict=True)))
 
 
-pytestmark = pytest.mark.timeout(1800 * PATIENCE)
+pytestmark = [pytest.mark.together, pytest.mark.timeout(1800 * PATIENCE)]
 
 
 class TestStopped:

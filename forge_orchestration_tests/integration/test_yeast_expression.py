@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from forge_orchestration.analyses import SHIPPED, read_definition
 from forge_orchestration.model.record import ExecutionRecord, record_from_json
 from forge_orchestration_tests.conftest import Forge, copy_runtime, host_packages
 from forge_orchestration_tests.integration.dagster_support import REPOSITORY, RUN_S, Deployment, wait_for
+
+pytestmark = pytest.mark.together
 
 NAME = "yeast_expression"
 DATA = SHIPPED / NAME / "data"
@@ -86,10 +89,9 @@ def by_hand(reads: list[Alignment], chromosome: str) -> tuple[dict[str, int], li
 
 
 @pytest.fixture(scope="module")
-def forge(forge_home: Path) -> Forge:
+def forge(forge_home: Path, have_runtime: Callable[[Forge, str], None]) -> Forge:
     forge = Forge(forge_home)
-    built = forge("runtimes", "build", "forge-genomics", timeout=BUILD_S)
-    assert built.returncode == 0, built.stderr
+    have_runtime(forge, "forge-genomics")
     return forge
 
 
