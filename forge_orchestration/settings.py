@@ -34,6 +34,7 @@ from forge_orchestration.model.sections import (
     PublicationSettings,
     ReuseSettings,
     RuntimeRule,
+    SlurmSettings,
     SupervisionSettings,
 )
 from forge_orchestration.units import parse_bytes
@@ -58,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host_checks: HostCheckSettings = HostCheckSettings()
     identity: IdentitySettings = IdentitySettings()
     cgroup: CgroupSettings = CgroupSettings()
+    slurm: SlurmSettings = SlurmSettings()
     messages: MessageSettings = MessageSettings()
     outputs: OutputSettings = OutputSettings()
     isolation: IsolationSettings = IsolationSettings()
@@ -158,7 +160,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 _KEYS = (
     "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "docker_host", "verify_max_age_s", "protected_databases",
-    "guard", "host_checks", "identity", "cgroup", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads", "databases", "publication",
+    "guard", "host_checks", "identity", "cgroup", "slurm", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads", "databases", "publication",
 )  # fmt: skip
 
 
@@ -212,7 +214,7 @@ def _read_settings(home: Path, path: Path, _version: object) -> Settings:
     values["defaults"] = msgspec.to_builtins(updated_limits(lowered, raw.get("defaults", {}), f"[defaults] of {path}"))
     values["maximum"] = msgspec.to_builtins(maximum)
     values["capacity"] = msgspec.to_builtins(capacity)
-    for section, ending in (("neighbours", "_bytes_per_s"), ("host_checks", "_bytes")):
+    for section, ending in (("neighbours", "_bytes_per_s"), ("host_checks", "_bytes"), ("slurm", "_bytes")):
         if isinstance(table := raw.get(section), dict):
             values[section] = table | {
                 key: parse_bytes(value, f"'{key}' in {path}") for key, value in table.items() if key.endswith(ending)

@@ -16,7 +16,8 @@ from forge_orchestration.errors import BackendUnavailableError, ForgeError, Host
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executors.base import ExecutorCapabilities, PreparedExecution
 from forge_orchestration.executors.local import LocalExecutor
-from forge_orchestration.executors.supervised import SupervisedExecutor, bind
+from forge_orchestration.executors.planned import bind
+from forge_orchestration.executors.supervised import SupervisedExecutor
 from forge_orchestration.model.spec import AnalysisSpec
 from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.cgroups.find import CgroupSite

@@ -18,6 +18,7 @@ from forge_orchestration.errors import ForgeError, SpecError, StoreError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import ledger_of
+from forge_orchestration.executors.registry import make_executor
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.resume import checkpoint, reuse
 from forge_orchestration.sandbox import linux
@@ -25,7 +26,7 @@ from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
 from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
 from forge_orchestration.sandbox.orphans import end_orphans, orphans
-from forge_orchestration.sandbox.process_identity import read_supervisor
+from forge_orchestration.sandbox.process_identity import read_supervisor, runs_elsewhere
 from forge_orchestration.settings import Settings
 
 TRIAL = "forge doctor"
@@ -53,6 +54,7 @@ class Recovery:
     def __init__(self, store: Store, settings: Settings, site: CgroupSite | None) -> None:
         self._store, self._settings, self._site = store, settings, site
         self._left: set[str] = set()
+        self.elsewhere: set[str] = set()
         self._abandoned: dict[int, str] = {}
         self.report = Reconciled()
 
@@ -72,7 +74,21 @@ class Recovery:
         self._left = workspaces | {name for name in elsewhere if os.path.isdir(folder / name)}
         dead = {one for one in unfinished | self._left if not self.is_alive(one)}
         self.report.alive = len(unfinished - dead)
+        self.elsewhere = {one for one in unfinished - dead if runs_elsewhere(ExecutionFolder(folder, one))}
         return dead
+
+    def look_elsewhere(self) -> None:
+        """Have those brought to their end that other hosts were given, and that have ended there without anybody who waits for them."""
+        for execution_id in sorted(self.elsewhere):
+            if controller_lives(self._store.controller(execution_id)):
+                continue
+            try:
+                record = ExecutionFolder(self._settings.executions_dir, execution_id).read_record()
+                executor = make_executor(record.executor, self._settings)
+                if executor.poll(executor.reattach(record.native_id or "", execution_id)).is_final:
+                    self.recover([execution_id])
+            except ForgeError as error:
+                self.report.problems.append(f"{execution_id}: {error}")
 
     def nameless(self) -> bool:
         """Whether `find` has seen, or there is, something of dead supervisors that names no execution of this deployment."""
@@ -144,10 +160,11 @@ class Recovery:
 
 def somebody_is_there(folder: ExecutionFolder, store: Store) -> bool:
     """Whether a supervisor or a controller is there to bring an execution to its end."""
-    supervisor = None
     with contextlib.suppress(StoreError):  # what cannot be read is told when it is to be closed
         supervisor = read_supervisor(folder)
-    return (supervisor is not None and supervisor.is_alive) or controller_lives(store.controller(folder.id))
+        if (supervisor is not None and supervisor.is_alive) or runs_elsewhere(folder):
+            return True
+    return controller_lives(store.controller(folder.id))
 
 
 def controller_lives(controller: tuple[int, int] | None) -> bool:
@@ -169,11 +186,11 @@ def one_at_a_time(settings: Settings, *, wait: bool) -> Iterator[bool]:
         os.close(fd)
 
 
-def recover_meanwhile(store: Store, settings: Settings, site: CgroupSite) -> threading.Thread | None:
+def recover_meanwhile(store: Store, settings: Settings, site: CgroupSite | None) -> threading.Thread | None:
     """Look, and if there is something to put right, do it in a thread; None if there is nothing."""
     recovery = Recovery(store, settings, site)
     dead = recovery.find()
-    if not dead and not recovery.nameless():
+    if not dead and not recovery.nameless() and not recovery.elsewhere:
         return None
 
     def put_right() -> None:
@@ -181,6 +198,7 @@ def recover_meanwhile(store: Store, settings: Settings, site: CgroupSite) -> thr
             if alone:
                 recovery.recover(dead)
                 recovery.remove_nameless()
+                recovery.look_elsewhere()
 
     thread = threading.Thread(target=put_right, name="forge recovery", daemon=True)
     thread.start()

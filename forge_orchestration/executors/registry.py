@@ -12,6 +12,7 @@ GROUP = "forge_orchestration.executors"
 SHIPPED = {
     "local": "forge_orchestration.executors.local:LocalExecutor",
     "docker": "forge_orchestration.executors.docker:DockerExecutor",
+    "slurm": "forge_orchestration.executors.slurm:SlurmExecutor",
 }
 """Loaded when they are asked for."""
 

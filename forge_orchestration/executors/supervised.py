@@ -12,21 +12,19 @@ from pathlib import Path
 
 import msgspec
 
-from forge_orchestration.errors import ExecutorError, HostError, SubmitError
-from forge_orchestration.executions import forge_checkpoint
-from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
-from forge_orchestration.executions.messages import pipes_environment
+from forge_orchestration.errors import HostError, SubmitError
+from forge_orchestration.executions.folder import write_atomically
 from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
-from forge_orchestration.executors.base import LOG_READ_BYTES, AnalysisExecutor, ExecutionHandle, ExecutionState, PreparedExecution
+from forge_orchestration.executors.base import ExecutionHandle, ExecutionState, PreparedExecution
+from forge_orchestration.executors.planned import PlannedExecutor
 from forge_orchestration.executors.recovery import recover_meanwhile
 from forge_orchestration.model.reasons import EndReason, Status
-from forge_orchestration.model.record import Cleanup, ExecutionRecord
+from forge_orchestration.model.record import Cleanup
 from forge_orchestration.model.spec import AnalysisSpec
-from forge_orchestration.sandbox import view
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting, scope_prefix
 from forge_orchestration.sandbox.leftovers import close_in_its_place, remove_leftovers
-from forge_orchestration.sandbox.plan import Bind, ContainerPlan, LaunchPlan
+from forge_orchestration.sandbox.plan import LaunchPlan
 from forge_orchestration.sandbox.process_identity import read_supervisor
 from forge_orchestration.sandbox.scratch import Size
 from forge_orchestration.sandbox.spawn import take_spawner
@@ -34,8 +32,6 @@ from forge_orchestration.sandbox.standby import Hello
 from forge_orchestration.settings import Settings
 
 _START_TIMEOUT_S = 30.0
-_LIB = (Path(forge_checkpoint.__file__),)
-"""What analyses may import."""
 
 
 class _Spawner:
@@ -101,7 +97,7 @@ class _Spawner:
         self._process.close()
 
 
-class SupervisedExecutor(AnalysisExecutor):
+class SupervisedExecutor(PlannedExecutor):
     """One spawner a process and kind of supervisor, shared by all instances of the same deployment."""
 
     contained = False
@@ -110,7 +106,7 @@ class SupervisedExecutor(AnalysisExecutor):
     _spawners_lock = threading.Lock()
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._hello = Hello(
             parent=settings.cgroup.parent, identity=settings.identity, scratch_dir=str(settings.scratch_dir),
             size=Size(bytes=settings.defaults.scratch_bytes, files=settings.defaults.files), contained=self.contained,
@@ -154,9 +150,6 @@ class SupervisedExecutor(AnalysisExecutor):
         self._sockets[folder.id] = connection
         return ExecutionHandle(execution_id=folder.id, native_id=heard.decode())
 
-    def poll(self, handle: ExecutionHandle) -> ExecutionState:
-        return self.wait(handle, 0)
-
     def wait(self, handle: ExecutionHandle, timeout_s: float | None = None) -> ExecutionState:
         folder = self._folder(handle)
         connection = self._sockets.get(handle.execution_id)
@@ -184,24 +177,6 @@ class SupervisedExecutor(AnalysisExecutor):
         if supervisor is not None:
             supervisor.send(signal.SIGTERM)
 
-    def logs(self, handle: ExecutionHandle, stream: str, offset: int) -> bytes:
-        folder = self._folder(handle)
-        try:
-            with open(folder.messages if stream == "messages" else folder.log(stream), "rb", buffering=0) as file:
-                file.seek(offset)
-                return file.read(LOG_READ_BYTES)
-        except FileNotFoundError:
-            return b""
-
-    def collect(self, handle: ExecutionHandle) -> ExecutionRecord:
-        record = self._folder(handle).read_record()
-        if not record.status.is_final:
-            raise ExecutorError(f"Execution {handle.execution_id} has not ended: it is {record.status}.")
-        return record
-
-    def reattach(self, native_id: str, execution_id: str) -> ExecutionHandle:
-        return ExecutionHandle(execution_id=execution_id, native_id=native_id)
-
     def cleanup(self, handle: ExecutionHandle) -> Cleanup:
         folder = self._folder(handle)
         with folder.locked():
@@ -210,54 +185,9 @@ class SupervisedExecutor(AnalysisExecutor):
     def recover(self, store: Store) -> threading.Thread | None:
         return recover_meanwhile(store, self._settings, self._spawner().site())
 
-    def _folder(self, handle: ExecutionHandle) -> ExecutionFolder:
-        return ExecutionFolder(self._settings.executions_dir, handle.execution_id)
-
     def _spawner(self) -> _Spawner:
         with self._spawners_lock:
             spawner = self._spawners.get(self._hello)
             if spawner is None or not spawner.is_alive:
                 spawner = self._spawners[self._hello] = _Spawner(self._hello)
             return spawner
-
-    def _common_plan(
-        self, spec: AnalysisSpec, execution: PreparedExecution, site: CgroupSite, *, binds: list[Bind], bubblewrap: str = "",
-        system: tuple[tuple[str, ...], dict[str, str]] = ((), {}), container: ContainerPlan | None = None,
-    ) -> LaunchPlan:  # fmt: skip
-        """The plan, with what every sandbox gets beside `binds`."""
-        settings, runtime, folder = self._settings, execution.runtime, execution.folder
-        binds += [bind(str(path), target) for target, path in runtime.mounts.items()]
-        binds += [bind(str(path), f"{view.LIB}/{path.name}") for path in _LIB]
-        if folder.analysis.is_dir():
-            binds.append(bind(str(folder.analysis), view.ANALYSIS))
-        binds += [
-            Bind(source=item.path, target=f"{view.INPUTS}/{item.name}", device=item.device, inode=item.inode, owner=item.owner)
-            for item in execution.inputs
-        ]
-        pipes = pipes_environment(
-            spec.name.replace(".", "/"), spec.dagster_run_id or folder.id, spec.params, view.MESSAGES, spec.partition
-        )
-        return LaunchPlan(
-            execution_id=folder.id, analysis=spec.name.replace(".", "/"), folder=str(folder.path), scratch_dir=str(settings.scratch_dir), bubblewrap=bubblewrap, command=spec.command,
-            environment=view.environment(
-                activation=runtime.activation, declared=pipes | spec.env, seed=spec.seed, threads=spec.threads, deadline=0.0,
-                partition=spec.partition,
-            ),
-            limits=spec.limits, system_binds=system[0], system_links=system[1], binds=tuple(binds),
-            outputs=spec.outputs, checks=spec.checks, parameters_json=msgspec.json.encode(spec.params).decode(), cgroup=site,
-            identity=settings.identity, messages=settings.messages, output_caps=settings.outputs, supervision=settings.supervision, isolation=settings.isolation,
-            neighbours=settings.neighbours, checkpoint=execution.checkpoint, container=container,
-        )  # fmt: skip
-
-
-def bind(source: str, target: str) -> Bind:
-    """A file or folder of the host, as it is now."""
-    facts = os.stat(source)
-    closed = not facts.st_mode & 0o004
-    return Bind(
-        source=source,
-        target=target,
-        device=facts.st_dev,
-        inode=facts.st_ino,
-        owner=(facts.st_uid, facts.st_gid) if closed else None,
-    )

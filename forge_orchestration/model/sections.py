@@ -12,6 +12,8 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.cron import check_cron
 
+_SLURM_NAME = r"^[A-Za-z0-9_.,-]*$"
+
 CachePolicy = Literal["use", "refresh", "off", "only"]
 """What is done with an earlier result of the same fingerprint: taken (`use`); not taken, and replaced by a new one (`refresh`);
 neither taken nor replaced (`off`); or taken, and without one nothing is run (`only`)."""
@@ -82,6 +84,31 @@ class IdentitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     first_uid: Annotated[int, msgspec.Meta(ge=65536, le=2**31)] = 1_879_000_000
     count: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 1024
     without_root: Literal["auto", "subordinate_uid", "user_namespace"] = "auto"
+
+
+class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Jobs of a Slurm cluster, whose nodes all see `FORGE_HOME`, inputs and runtimes at the same paths.
+
+    Attributes:
+        partition, account, qos: As `sbatch` takes them; empty: the cluster's own default.
+        python: The interpreter that has Forge, on nodes; empty: this one's path.
+        scratch_dir: Where workspaces are made on a node, best on a disk of its own; None: in `FORGE_HOME`.
+        poll_s: Between two questions about all jobs that are waited for.
+        record_s: How long the record of a job that has ended may take to be seen here.
+        commands_per_minute: More of Slurm's commands a process does not give.
+        spare_bytes, spare_s: What a job is given beside the limits of its execution, for the supervisor and for setting up.
+    """
+
+    partition: Annotated[str, msgspec.Meta(pattern=_SLURM_NAME)] = ""
+    account: Annotated[str, msgspec.Meta(pattern=_SLURM_NAME)] = ""
+    qos: Annotated[str, msgspec.Meta(pattern=_SLURM_NAME)] = ""
+    python: str = ""
+    scratch_dir: Path | None = None
+    poll_s: Annotated[float, msgspec.Meta(ge=0.2, le=600)] = 2.0
+    record_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 10.0
+    commands_per_minute: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 120
+    spare_bytes: Annotated[int, msgspec.Meta(ge=0)] = 256 * 2**20
+    spare_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 
 
 class CgroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -46,6 +46,7 @@ def reconcile(engine: Engine) -> Reconciled:
             store.forget(execution_id)  # someone removed its folder
             report.removed.append(f"row of {execution_id}, whose folder is gone")
         recovery.remove_nameless()
+        recovery.look_elsewhere()
         report.removed += remove_torn(settings)
         if site is not None:
             runs, problems = remove_groups(site, settings.workers_dir)

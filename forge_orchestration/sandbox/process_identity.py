@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 
@@ -12,6 +13,8 @@ import msgspec
 from forge_orchestration.errors import SpecError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.sandbox import linux
+
+_OURS = re.compile(r"\d+:\d+:[0-9a-f-]+")
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +68,22 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.pid}:{self.start_time}:{self.boot_id}"
 
 
+def runs_elsewhere(folder: ExecutionFolder) -> bool:
+    """Whether an execution that has not ended is in the hands of an executor that has no supervisor on this host."""
+    try:
+        record = folder.read_record()
+    except SpecError:
+        return False
+    return record.native_id is not None and not record.status.is_final and not _OURS.fullmatch(record.native_id)
+
+
 def read_supervisor(folder: ExecutionFolder) -> ProcessIdentity | None:
-    """The supervisor of an execution, by its record's `native_id`; None if it has none yet, or no record."""
+    """The supervisor of an execution, by its record's `native_id`; None if it has none on this host, or no record."""
     try:
         native_id = folder.read_record().native_id
     except SpecError:
         return None
-    if native_id is None:
+    if native_id is None or not _OURS.fullmatch(native_id):
         return None
     pid, start_time, boot_id = native_id.split(":", 2)
     return ProcessIdentity(pid=int(pid), start_time=int(start_time), boot_id=boot_id)

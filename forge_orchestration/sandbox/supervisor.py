@@ -133,16 +133,29 @@ class Supervisor(ABC):
         """The record's fields of what the sandbox refused."""
         return {}
 
+    @property
+    def native_id(self) -> str:
+        """Who this is, as the record has it."""
+        me = ProcessIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
+        return me.native_id
+
+    @property
+    def host(self) -> str:
+        """The name of the host that this runs on."""
+        return os.uname().nodename
+
     # -- from the plan to the end --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
         """Say who supervises, to all and, once, to the controller."""
         if self._announced:
             return
-        me = ProcessIdentity(pid=os.getpid(), start_time=linux.start_time(os.getpid()) or 0, boot_id=linux.boot_id())
-        self._record = msgspec.structs.replace(self._record, native_id=me.native_id, status=Status.PREPARING)
+        native_id = self.native_id
+        self._record = msgspec.structs.replace(
+            self._record, native_id=native_id, host=self.host, status=Status.PREPARING, message=""
+        )
         self._folder.write_record(self._record)
-        self._tell(me.native_id.encode())
+        self._tell(native_id.encode())
         self._announced = True
 
     def _run(self) -> None:

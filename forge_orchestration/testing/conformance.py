@@ -599,7 +599,7 @@ class TestLifecycle:
         record = workbench.sh("echo x > /forge/scratch/x; echo x > /tmp/x")
         assert record.succeeded and record.cleanup.finished_at
         assert not (workbench.settings.scratch_dir / record.execution_id).exists()
-        assert not _running(record.execution_id)
+        workbench.wait_for(lambda: not _running(record.execution_id), "end of who wrote the record", 10)
 
     def test_followed_by_another_process(self, workbench: Workbench) -> None:
         if not workbench.executor.capabilities.reattach:
@@ -639,7 +639,8 @@ class TestLost:
             folder = ExecutionFolder(workbench.settings.executions_dir, execution_id)
             record = workbench.wait_for(lambda f=folder: f.read_record() if f.read_record().status.is_final else None, "end of it")
             assert record.end_reason in (EndReason.CONTROLLER_LOST, EndReason.COMPLETED, EndReason.EXECUTOR_ERROR), record.message
-            assert not (workbench.settings.scratch_dir / execution_id).exists() and not _running(execution_id)
+            assert not (workbench.settings.scratch_dir / execution_id).exists()
+            workbench.wait_for(lambda one=execution_id: not _running(one), "end of who wrote the record", 10)
 
 
 def _running_record(workbench: Workbench, before: set[str]) -> ExecutionRecord | None:

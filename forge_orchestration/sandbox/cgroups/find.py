@@ -72,6 +72,17 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
                 write(leaf / (v1.JOIN_FILE if self.version == 1 else v2.JOIN_FILE), "0")
             if delegated_service() == f"/{self.parent}":
                 _make_room(Path(self.mounts["unified"], self.parent))
+        except OSError as error:
+            raise _not_made(error) from error
+        self.make(holding)
+
+    def make(self, holding: str = "executions") -> None:
+        """Make the groups of ours, and leave this process where it is.
+
+        Raises:
+            HostError: The groups cannot be made.
+        """
+        try:
             for folder in self.folders(holding):
                 folder.mkdir(parents=True, exist_ok=True)
             if self.version == 2:
@@ -79,7 +90,7 @@ class CgroupSite(msgspec.Struct, frozen=True, kw_only=True):
                 for folder in (unified / self.parent, unified / self.parent / holding):
                     v2.delegate_controllers(folder)
         except OSError as error:
-            raise HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY) from error
+            raise _not_made(error) from error
 
 
 @compiled
@@ -89,6 +100,10 @@ class Greeting(msgspec.Struct, frozen=True):
     site: CgroupSite | None = None
     error: str = ""
     hint: str = ""
+
+
+def _not_made(error: OSError) -> HostError:
+    return HostError(f"No cgroup of Forge's own can be made at {error.filename}: {error.strerror}.", REMEDY)
 
 
 def find_site(configured_parent: str = "") -> CgroupSite:
