@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -247,12 +248,13 @@ class _Cluster:
             BackendUnavailableError: Slurm does not answer.
             ExecutorError: It refuses.
         """
+        environment = {name: os.environ[name] for name in commands.PASSED_ON if name in os.environ}
         wait_s, said = 0.5, ""
         for number in range(1, tries + 1):
             self._wait_for_turn()
             try:
                 done = subprocess.run(
-                    command, input=script, capture_output=True, text=True, errors="replace", timeout=_COMMAND_TIMEOUT_S, check=False
+                    command, input=script, env=environment, capture_output=True, text=True, errors="replace", timeout=_COMMAND_TIMEOUT_S, check=False
                 )  # fmt: skip
             except FileNotFoundError as error:
                 raise HostError(
