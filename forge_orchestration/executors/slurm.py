@@ -145,6 +145,9 @@ class SlurmExecutor(PlannedExecutor):
                 if (folder.path / _CANCELED).exists():
                     reason, said = EndReason.CANCELED, "Canceled."
                 return self._closed(folder, reason, said)
+            if state is not None and state.never_begins:
+                self._cluster.run(commands.remove(job.job))
+                return self._closed(folder, EndReason.EXECUTOR_ERROR, state.never_begins)
             if state is not None and state.waits:
                 self._say_why(folder, record, state)
             if deadline is not None and time.monotonic() >= deadline:

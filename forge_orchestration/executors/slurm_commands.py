@@ -23,6 +23,10 @@ A job that asks for nothing of it has its user's profile read on the node, which
 _MIB = 2**20
 _NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "REQUEUED",
               "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")  # fmt: skip
+# "PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxMemPerJob", …: of the one job, not of what others use meanwhile
+_NEVER = re.compile(
+    r"(?<=^Partition)(Time|Config|Node)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
+)
 _JOB = re.compile(r"[0-9]+")
 _FOR_EVER = re.compile(
     r"invalid (partition|account|qos|feature|generic resource)|Requested node configuration is not available|"
@@ -48,6 +52,14 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     def waits(self) -> bool:
         return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
 
+    @property
+    def never_begins(self) -> str:
+        """Why it would wait for ever, and what to do; empty if it would not. A cluster that refuses no such jobs keeps them instead."""
+        if not self.waits or not (found := _NEVER.search(self.reason)):
+            return ""
+        what = "time limit" if found.group().lower() in ("time", "wallduration") else "node configuration"
+        return f"Slurm would never start it: {self.reason}. {remedy(what)}."
+
 
 def name_of(execution_id: str) -> str:
     """What the job of an execution is called; by it a job is found again whose number was lost."""
@@ -64,7 +76,7 @@ def submit(execution_id: str, limits: Limits, settings: SlurmSettings, folder: s
     memory_mib = math.ceil((limits.memory_bytes + settings.spare_bytes) / _MIB)
     command = [
         "sbatch", "--parsable", f"--job-name={name_of(execution_id)}", f"--comment=forge:{execution_id}", "--export=ALL", "--no-requeue",
-        "--ntasks=1", f"--cpus-per-task={max(1, math.ceil(limits.cpus))}", f"--mem={memory_mib}M", f"--time={minutes}",
+        "--nodes=1", "--ntasks=1", f"--cpus-per-task={max(1, math.ceil(limits.cpus))}", f"--mem={memory_mib}M", f"--time={minutes}",
         f"--output={folder.replace('%', '%%')}/slurm.log", "--open-mode=append", "--chdir=/",
     ]  # fmt: skip
     command += [

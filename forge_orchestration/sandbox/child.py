@@ -28,7 +28,8 @@ from forge_orchestration.sandbox.plan import LaunchPlan
 
 # bubblewrap's own command: it waits for an end of its input that comes when the supervisor ends, however that does
 _PLACEHOLDER = ("/usr/bin/cat",)
-_DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+_DEFAULT_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD)
+_UNHEARD = (signal.SIGTERM,)  # by bubblewrap, whose end would be that of the analysis, without a grace; the supervisor hears it
 _END_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 512  # the unit of rusage
 _LAST_WORDS_S = 1.0
@@ -271,7 +272,7 @@ def start_child(
             os.set_inheritable(fd, True)
         with theirs_standing:
             pid = os.posix_spawn(
-                argv[0], [argv[0], "--args", str(words), "--", *_PLACEHOLDER], {}, setsigmask=(), setsigdef=_DEFAULT_SIGNALS,
+                argv[0], [argv[0], "--args", str(words), "--", *_PLACEHOLDER], {}, setsigmask=_UNHEARD, setsigdef=_DEFAULT_SIGNALS,
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((hold_r, null, complaints_w))],
             )  # fmt: skip
         launch = Launch(

@@ -110,8 +110,10 @@ def _run(channel: socket.socket) -> NoReturn:
     """
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        # whoever ends all processes of a service or of a job tells the supervisor too, and it is the one that gives a grace
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         linux.die_with_parent(signal.SIGKILL)
         _, descriptors, _, _ = socket.recv_fds(channel, 16, 5)
         if descriptors:
@@ -207,5 +209,6 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     listener = linux.install_filter(program)
     socket.send_fds(channel, [READY], [listener])
     if channel.recv(16) == GO:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.closerange(3, 1 << 20)
         os.execve("/usr/bin/env", words, {})

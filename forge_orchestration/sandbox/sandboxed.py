@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 
 from forge_orchestration.errors import SandboxError
@@ -20,7 +19,6 @@ from forge_orchestration.sandbox.standby import Prepared
 from forge_orchestration.sandbox.supervisor import Command, Supervisor
 from forge_orchestration.sandbox.violations import Violations
 
-_TOLD_TOO_S = 0.2  # whoever ends all processes of a service tells this one too, before or after bubblewrap
 PROTECTIONS = (
     "filesystem", "namespaces", "network", "identity", "no_new_privileges", "capabilities", "system_calls",
     "memory_limit", "cpu_limit", "pids_limit", "open_files_limit", "wall_time_limit", "log_limit", "keyring",
@@ -71,8 +69,7 @@ class SandboxSupervisor(Supervisor):
 
         def keeper_ended(_: int) -> None:
             self._ignore(child.keeper)
-            error = child.reap_keeper()
-            if error and not select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]:
+            if error := child.reap_keeper():
                 raise error
 
         self._listen_to({child.stdout: "stdout", child.stderr: "stderr", child.messages: "messages"})
