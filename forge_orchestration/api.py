@@ -128,6 +128,7 @@ def command_spec(
         SpecError: The request is wrong.
         RuntimeCatalogError: The runtime is unknown.
     """
+    from forge_orchestration.analyses import executor_by_rule
     from forge_orchestration.analyses.checks import (
         check_cache,
         check_command,
@@ -153,11 +154,12 @@ def command_spec(
     for pattern in patterns.values():
         check_output_pattern(pattern, "declared output")
     check_environment(env or {}, f"the {asked_by}")
+    where, chosen_by = (executor, asked_by) if executor else executor_by_rule(settings, effective)
     return AnalysisSpec(
         name="exec",
         command=words,
         runtime=name,
-        executor=executor or "local",
+        executor=where,
         inputs=dict(inputs or {}),
         outputs=patterns,
         params=dict(params or {}),  # type: ignore[arg-type]
@@ -167,7 +169,7 @@ def command_spec(
         seed=check_count("seed", 0 if seed is None else seed, 0),
         priority=check_priority(priority or 0),
         cache=check_cache(cache or "off"),
-        chosen_by={"runtime": asked_by if runtime else "default", "executor": asked_by if executor else "default"},
+        chosen_by={"runtime": asked_by if runtime else "default", "executor": chosen_by},
     )
 
 

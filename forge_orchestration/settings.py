@@ -22,6 +22,7 @@ from forge_orchestration.model.sections import (
     CgroupSettings,
     DatabaseSettings,
     DownloadSettings,
+    ExecutorRule,
     GuardSettings,
     HealthSettings,
     HostCheckSettings,
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     analysis_folders: tuple[Path, ...] = ()
     runtime_folders: tuple[Path, ...] = ()
     runtime_rules: tuple[RuntimeRule, ...] = ()
+    executor_rules: tuple[ExecutorRule, ...] = ()
     docker_host: str = "unix:///var/run/docker.sock"
     verify_max_age_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     protected_databases: dict[str, str] = {}
@@ -159,7 +161,7 @@ def _default_input_roots() -> tuple[Path, ...]:
 
 
 _KEYS = (
-    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "docker_host", "verify_max_age_s", "protected_databases",
+    "defaults", "maximum", "capacity", "allowed_input_roots", "analysis_folders", "runtime_folders", "runtime_rules", "executor_rules", "docker_host", "verify_max_age_s", "protected_databases",
     "guard", "host_checks", "identity", "cgroup", "slurm", "messages", "outputs", "supervision", "neighbours", "isolation", "metrics", "health", "reuse", "downloads", "databases", "publication",
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -24,13 +25,13 @@ from forge_orchestration.analyses.checks import (
 from forge_orchestration.analyses.partitions import check_partitions, checked_partition, partition_path
 from forge_orchestration.analyses.publications import check_publications
 from forge_orchestration.analyses.stages import check_stages, stage_of, stages_of, whole_of
-from forge_orchestration.errors import SpecError
+from forge_orchestration.errors import RuntimeCatalogError, SpecError
 from forge_orchestration.executions.downloads import as_source
 from forge_orchestration.executions.inputs import check_input_name
 from forge_orchestration.executions.snapshots import snapshot_of
 from forge_orchestration.model.cron import check_cron
 from forge_orchestration.model.limits import Limits, check_limits, updated_limits
-from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, ParamValue
+from forge_orchestration.model.spec import DEFAULT_EXECUTOR, AnalysisDefinition, AnalysisSpec, InputSource, Param, ParamValue
 from forge_orchestration.sandbox.view import ANALYSIS
 from forge_orchestration.settings import Settings
 
@@ -134,13 +135,13 @@ def definition_from(raw: object, folder: Path, path: Path) -> AnalysisDefinition
     try:
         if not isinstance(raw, dict):
             raise ValueError("it must be a mapping of keys")
-        for key in ("name", "folder", "files", "function", "runtime_chosen_by"):  # not a person's to write
+        for key in ("name", "folder", "files", "function", "runtime_chosen_by", "executor_chosen_by"):  # not a person's to write
             if key in raw:
                 raise ValueError(f"Object contains unknown field `{key}`")
         if raw.get("cache") is False:
             raw = raw | {"cache": "off"}  # as YAML reads the word without quotes
-        chosen_by = "analysis" if "runtime" in raw else "default"
-        own = {"name": folder.name, "folder": str(folder), "runtime_chosen_by": chosen_by}
+        chosen_by = {f"{key}_chosen_by": "analysis" if key in raw else "default" for key in ("runtime", "executor")}
+        own = {"name": folder.name, "folder": str(folder), **chosen_by}
         definition = msgspec.convert(raw | own, AnalysisDefinition)
     except ValueError as error:  # msgspec's errors are ValueErrors
         raise SpecError(f"{path} is wrong: {' '.join(str(error).split())}.") from error
@@ -149,13 +150,27 @@ def definition_from(raw: object, folder: Path, path: Path) -> AnalysisDefinition
 
 
 def with_rules(definition: AnalysisDefinition, settings: Settings) -> AnalysisDefinition:
-    """The definition with its runtime: its own, or that of the first rule of the settings that picks it."""
-    if definition.runtime_chosen_by != "default":
-        return definition
-    for rule in settings.runtime_rules:
-        if rule.picks(definition.group, definition.tags):
-            return msgspec.structs.replace(definition, runtime=rule.runtime, runtime_chosen_by=f"rule: {rule}")
+    """The definition with its runtime and executor: its own, or those of the first rules of the settings that pick it."""
+    if definition.runtime_chosen_by == "default":
+        for rule in settings.runtime_rules:
+            if rule.picks(definition.group, definition.tags):
+                definition = msgspec.structs.replace(definition, runtime=rule.runtime, runtime_chosen_by=f"rule: {rule}")
+                break
+    if definition.executor_chosen_by == "default" and settings.executor_rules:
+        limits = settings.defaults
+        with contextlib.suppress(RuntimeCatalogError):  # whoever runs it is told
+            limits = effective_limits(definition, settings, definition.runtime)
+        executor, chosen_by = executor_by_rule(settings, limits, definition.group, definition.tags)
+        definition = msgspec.structs.replace(definition, executor=executor, executor_chosen_by=chosen_by)
     return definition
+
+
+def executor_by_rule(settings: Settings, limits: Limits, group: str = "", tags: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Where something runs for which nobody has said it, and who decides that."""
+    for rule in settings.executor_rules:
+        if rule.picks(group, tags, limits.memory_bytes):
+            return rule.executor, f"rule: {rule}"
+    return DEFAULT_EXECUTOR, "default"
 
 
 def _load_yaml(path: Path) -> object:
@@ -335,14 +350,17 @@ def spec_from_definition(
         RuntimeCatalogError: The runtime is unknown.
     """
     partition = checked_partition(definition, partition)
-    chosen = {
-        "runtime": asked_by if runtime is not None else definition.runtime_chosen_by,
-        "executor": asked_by if executor is not None else "analysis",
-    }
+    runtime_chosen_by = asked_by if runtime is not None else definition.runtime_chosen_by
     runtime = runtime or definition.runtime
     effective = effective_limits(definition, settings, runtime)
     effective = updated_limits(effective, limits or {}, f"the {asked_by}")
     check_limits(effective, settings.maximum)
+    executor_chosen_by = asked_by
+    if executor is None:
+        executor, executor_chosen_by = definition.executor, definition.executor_chosen_by
+        if executor_chosen_by != "analysis":  # with the limits that hold now
+            executor, executor_chosen_by = executor_by_rule(settings, effective, definition.group, definition.tags)
+    chosen = {"runtime": runtime_chosen_by, "executor": executor_chosen_by}
     values: dict[str, ParamValue] = {name: param.default for name, param in definition.params.items() if param.default is not None}
     for name, value in (params or {}).items():
         if name not in definition.params:
@@ -375,7 +393,7 @@ def spec_from_definition(
         group=definition.group,
         tags=definition.tags,
         runtime=runtime,
-        executor=executor or definition.executor,
+        executor=executor,
         inputs=sources,
         outputs=definition.outputs,
         checks=tuple(definition.checks),

@@ -21,6 +21,7 @@ from forge_orchestration.executors.local import LocalExecutor
 from forge_orchestration.executors.planned import PlannedExecutor
 from forge_orchestration.executors.recovery import recover_meanwhile
 from forge_orchestration.executors.slurm_commands import JobState
+from forge_orchestration.model.compiled import compiled
 from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.sections import SlurmSettings
@@ -38,6 +39,7 @@ _TOLD_APART_S = 30.0
 _JOB, _ASKED, _CANCELED = "job.json", "job.asked", "job.canceled"
 
 
+@compiled
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """`job.json` in the execution's folder: which job it is."""
 

@@ -11,6 +11,7 @@ import msgspec
 
 from forge_orchestration.errors import SpecError
 from forge_orchestration.model.cron import check_cron
+from forge_orchestration.units import parse_bytes
 
 _SLURM_NAME = r"^[A-Za-z0-9_.,-]*$"
 
@@ -255,6 +256,33 @@ class RuntimeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def picks(self, group: str, tags: tuple[str, ...]) -> bool:
         """Whether the rule is for an analysis of this group with these tags."""
         return self.group in ("", group) and (not self.tag or self.tag in tags)
+
+
+class ExecutorRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where analyses run that name no executor themselves: those of `group`, with `tag`, or whose memory limit is above `memory_over`.
+
+    Where several are given all must hold. `memory_over` is written as a limit is, `16GiB`.
+    """
+
+    executor: str
+    group: str = ""
+    tag: str = ""
+    memory_over: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.group and not self.tag and not self.memory_over:
+            raise ValueError(f"the rule for executor '{self.executor}' needs a group, a tag or memory_over")
+        if self.memory_over:
+            parse_bytes(self.memory_over, "memory_over")
+
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name, value in (("group", self.group), ("tag", self.tag)) if value]
+        return " and ".join(told + ([f"more than {self.memory_over} of memory"] if self.memory_over else []))
+
+    def picks(self, group: str, tags: tuple[str, ...], memory_bytes: float) -> bool:
+        """Whether the rule is for an analysis of this group with these tags and this memory limit."""
+        fits = self.group in ("", group) and (not self.tag or self.tag in tags)
+        return fits and (not self.memory_over or memory_bytes > parse_bytes(self.memory_over, "memory_over"))
 
 
 class GuardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

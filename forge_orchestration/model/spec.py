@@ -14,6 +14,7 @@ from forge_orchestration.model.sections import CachePolicy
 
 ParamValue = bool | int | float | str
 DEFAULT_RUNTIME = "forge-python"
+DEFAULT_EXECUTOR = "local"
 
 
 class Param(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +101,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One `analysis.yaml`, checked. `folder` is absolute; `name` is the folder's. It has a `command`, or else `stages`.
 
-    `runtime_chosen_by` says who decided `runtime`: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
+    `runtime_chosen_by` and `executor_chosen_by` say who decided: `analysis`, a rule of the settings, or `default`. `files` are those of the folder
     that are meant, if not all. `checks` says what each expects, by name. `publish` says, by name, which outputs go to a database or a folder;
     those of a stage are of its outputs. `schedule` is when Dagster runs it, as cron writes times, in UTC. `cache` is what is done with an earlier
     result, None: as the deployment's settings say. `deterministic`: its replay must be identical, and what
@@ -118,7 +119,8 @@ class AnalysisDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     tags: tuple[str, ...] = ()
     runtime: str = DEFAULT_RUNTIME
     runtime_chosen_by: str = "analysis"
-    executor: str = "local"
+    executor: str = DEFAULT_EXECUTOR
+    executor_chosen_by: str = "analysis"
     inputs: dict[str, InputSource] = {}
     outputs: dict[str, str] = {}
     checks: dict[str, str] = {}
@@ -167,7 +169,7 @@ class AnalysisSpec(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     tags: tuple[str, ...] = ()
     runtime: str = DEFAULT_RUNTIME
-    executor: str = "local"
+    executor: str = DEFAULT_EXECUTOR
     inputs: dict[str, str] = {}
     outputs: dict[str, str] = {}
     checks: tuple[str, ...] = ()

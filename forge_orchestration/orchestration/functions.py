@@ -22,7 +22,7 @@ from forge_orchestration.executions.code import CALLED_BY
 from forge_orchestration.executions.upstream import ASSET, EXECUTION
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.sections import CachePolicy
-from forge_orchestration.model.spec import DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
+from forge_orchestration.model.spec import DEFAULT_EXECUTOR, DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
 from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, schema_of
 from forge_orchestration.orchestration.previews import materialization_metadata
 from forge_orchestration.orchestration.step import run_analysis
@@ -64,14 +64,16 @@ class Options(TypedDict, total=False):
     Attributes:
         name: Of the asset or op; the function's own if it is not given.
         runtime: Of the catalog; the deployment's rules choose if it is not given.
+        executor: Where it runs; likewise.
         limits: As in `analysis.yaml`: `{"memory": "1GiB"}`.
         retry_with_more: Likewise: `{"attempts": 3, "factor": 2}`.
-        tags: By which the deployment's rules may choose a runtime.
+        tags: By which the deployment's rules may choose a runtime and an executor.
         cache: What is done with an earlier result that was made of the very same: `use`, `refresh`, `off` or `only`.
     """
 
     name: str
     runtime: str
+    executor: str
     limits: Mapping[str, object]
     retry_with_more: Mapping[str, float]
     env: Mapping[str, str]
@@ -184,6 +186,8 @@ def function_definition(
         tags=tuple(options.get("tags", ())),
         runtime=options.get("runtime", DEFAULT_RUNTIME),
         runtime_chosen_by="analysis" if "runtime" in options else "default",
+        executor=options.get("executor", DEFAULT_EXECUTOR),
+        executor_chosen_by="analysis" if "executor" in options else "default",
         inputs=inputs,
         outputs={RESULT: f"{RESULT}.*"},
         params=params,

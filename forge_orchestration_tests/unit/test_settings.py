@@ -226,6 +226,25 @@ def test_a_rule_that_picks_nothing_or_holds_an_unknown_key(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize(
+    "text", ['executor = "x"', 'group = "x"', 'executor = "x"\nmemory_over = "much"', 'executor = "x"\ntag = "t"\ncolour = "red"']
+)
+def test_a_rule_for_executors_that_picks_nothing_or_is_wrong(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError, match=r"executor_rules|memory_over"):
+        load_settings(write(tmp_path, f"[[executor_rules]]\n{text}"))
+
+
+def test_slurm(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, '[slurm]\npartition = "long"\nspare_bytes = "1GiB"\nscratch_dir = "/local/forge"\n'))
+    assert (settings.slurm.partition, settings.slurm.spare_bytes, settings.slurm.scratch_dir) == (
+        "long",
+        2**30,
+        Path("/local/forge"),
+    )
+    with pytest.raises(SpecError, match="partition"):
+        load_settings(write(tmp_path, '[slurm]\npartition = "a b"\n'))
+
+
+@pytest.mark.parametrize(
     ("marks", "guarded"),
     [
         ("analyses = ['*']", {"a", "exec"}), ("tags = ['*']", {"a", "exec"}), ("analyses = ['a', 'b']", {"a"}), ("groups = ['g']", {"a"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,8 +18,9 @@ from forge_orchestration.analyses import (
     read_definition,
     spec_from_definition,
 )  # fmt: skip
+from forge_orchestration.api import command_spec
 from forge_orchestration.errors import RuntimeCatalogError, SpecError
-from forge_orchestration.model.sections import RuntimeRule
+from forge_orchestration.model.sections import ExecutorRule, RuntimeRule
 from forge_orchestration.model.spec import AnalysisDefinition, Param
 from forge_orchestration.settings import Settings
 
@@ -85,6 +87,36 @@ def test_a_rule_of_the_settings_picks_the_runtime_where_the_analysis_names_none(
     assert (named.runtime, named.runtime_chosen_by) == (read_definition(folder).runtime, "analysis")
     neither = load_definition(str(write(folder, "command: [x]")), settings)
     assert (neither.runtime, neither.runtime_chosen_by) == ("forge-python", "default")
+
+
+def test_a_rule_of_the_settings_picks_the_executor_where_nobody_else_does(folder: Path, settings: Settings) -> None:
+    rules = (
+        ExecutorRule(executor="first", tag="wide", memory_over="1GiB"),
+        ExecutorRule(executor="second", group="test"),
+        ExecutorRule(executor="third", memory_over="16GiB"),
+    )
+    settings = msgspec.structs.replace(
+        settings, executor_rules=rules, maximum=msgspec.structs.replace(settings.maximum, memory_bytes=64 << 30)
+    )
+
+    def chosen(text: str, **asked: Any) -> tuple[str, str]:
+        definition = load_definition(str(write(folder, f"command: [x]\n{text}")), settings)
+        spec = spec_from_definition(definition, settings, **asked)
+        if not asked:  # what the launchpad shows is what happens
+            assert (definition.executor, definition.executor_chosen_by) == (spec.executor, spec.chosen_by["executor"])
+        return spec.executor, spec.chosen_by["executor"]
+
+    assert chosen("tags: [wide]\nlimits: {memory: 2GiB}") == ("first", "rule: tag wide and more than 1GiB of memory")
+    assert chosen("tags: [wide]\nlimits: {memory: 1GiB}") == ("local", "default")
+    assert chosen("group: test") == ("second", "rule: group test")
+    assert chosen("limits: {memory: 17GiB}") == ("third", "rule: more than 16GiB of memory")
+    assert chosen("limits: {memory: 16GiB}") == ("local", "default")
+    assert chosen("limits: {memory: 1GiB}", limits={"memory": "20GiB"}) == ("third", "rule: more than 16GiB of memory")
+    assert chosen("limits: {memory: 17GiB}", limits={"memory": "1GiB"}) == ("local", "default")
+    assert chosen("limits: {memory: 17GiB}\nexecutor: local") == ("local", "analysis")
+    assert chosen("group: test", executor="local") == ("local", "op config")
+    spec = command_spec(("x",), settings, limits={"memory": "20GiB"})
+    assert (spec.executor, spec.chosen_by["executor"]) == ("third", "rule: more than 16GiB of memory")
 
 
 def test_those_that_ship(settings: Settings) -> None:
@@ -286,7 +318,7 @@ class TestSpec:
         assert spec.inputs == {"reads": f"{folder}/data/reads.fq", "abs": "/data/x", "pkg": "package://a/b", "home": "~/x"}
         assert (spec.limits.memory_bytes, spec.limits.pids, spec.limits.cpus) == (256 * 2**20, 20, 1.0)
         assert (spec.threads, spec.seed, spec.priority, spec.env) == (2, 7, -3, {"OMP_STACKSIZE": "1M"})
-        assert spec.chosen_by == {"runtime": "analysis", "executor": "analysis"}
+        assert spec.chosen_by == {"runtime": "analysis", "executor": "default"}
 
     def test_as_it_is_asked_for(self, definition: AnalysisDefinition, settings: Settings) -> None:
         spec = self.spec(
@@ -295,7 +327,7 @@ class TestSpec:
         )  # fmt: skip
         assert (spec.params["n"], spec.limits.pids, spec.limits.memory_bytes) == (5, 30, 256 * 2**20)
         assert (spec.threads, spec.seed, spec.inputs["reads"]) == (4, 0, "mine.fq")
-        assert spec.chosen_by == {"runtime": "command line", "executor": "analysis"}
+        assert spec.chosen_by == {"runtime": "command line", "executor": "default"}
 
     @pytest.mark.parametrize(
         ("changes", "words"),

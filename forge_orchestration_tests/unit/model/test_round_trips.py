@@ -16,6 +16,7 @@ from forge_orchestration.executions.inputs import ResolvedInput
 from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.executors.registry import ExecutorFacts
+from forge_orchestration.executors.slurm import Job
 from forge_orchestration.health.changes import Change, Trouble
 from forge_orchestration.health.host import ClockReading
 from forge_orchestration.health.last import LastResult, LastResults
@@ -60,6 +61,7 @@ from forge_orchestration.model.sections import (  # fmt: skip
     CgroupSettings,
     DatabaseSettings,
     DownloadSettings,
+    ExecutorRule,
     GuardSettings,
     HealthSettings,
     HostCheckSettings,
@@ -72,6 +74,7 @@ from forge_orchestration.model.sections import (  # fmt: skip
     PublicationSettings,
     ReuseSettings,
     RuntimeRule,
+    SlurmSettings,
     SupervisionSettings,
 )
 from forge_orchestration.model.spec import AnalysisDefinition, AnalysisSpec, InputSource, Param, Partitions, RetryWithMore, Stage
@@ -208,7 +211,7 @@ EXAMPLES: list[msgspec.Struct] = [
     AnalysisDefinition(
         name="n", folder="/f", command=("c",), description=TEXT, group="g", runtime="r", executor="e",
         inputs={"i": InputSource(path=TEXT)}, outputs={"o": "*"}, params={"p": PARAM}, limits={"memory": "1GiB"}, env={"A": TEXT},
-        threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t", files=(TEXT,), function="m:f",
+        threads=2, seed=3, priority=-4, tags=("t", TEXT), runtime_chosen_by="rule: tag t", executor_chosen_by="default", files=(TEXT,), function="m:f",
         retry_with_more=RETRY,
         partitions=PARTITIONS,
         schedule="0 3 * * *",
@@ -253,6 +256,11 @@ EXAMPLES: list[msgspec.Struct] = [
     Explanation(would_run=True, sentence=TEXT, fingerprint="f", compared_with="x", changes=[ChangedPart(part="seed", before="0", now=None)]),
     ResolvedInput(name="n", path=TEXT, device=2**64 - 1, inode=2**64 - 1, facts=INPUT, stamp="1-2", owner=(1, 2)),
     RuntimeRule(runtime="r", group="g", tag=TEXT),
+    ExecutorRule(executor="e", group="g", tag=TEXT, memory_over="16GiB"),
+    Job(job="17", submitted_at=1.5),
+    SlurmSettings(
+        partition="p", account="a", qos="q", python=TEXT, poll_s=1.5, record_s=2.5, commands_per_minute=3, spare_bytes=4, spare_s=5.5
+    ),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
@@ -283,7 +291,7 @@ EXAMPLES: list[msgspec.Struct] = [
 # they stay in the process that made them
 NOT_SERIALISED = {
     "Settings", "Observed", "Collected", "Found", "_Kept", "ResolvedRuntime", "PreparedExecution", "ExecutionHandle",
-    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File", "Installed", "Tree",
+    "ExecutionState", "ExecutorCapabilities", "Standing", "Range", "Package", "_File", "Installed", "Tree", "JobState",
 }  # fmt: skip
 
 
