@@ -33,6 +33,11 @@ PARTIAL_OUTPUT = ".output.partial"
 """Beside `outputs/`: the one output that is being copied."""
 
 
+def is_execution_id(name: str) -> bool:
+    """Whether an execution could be called so."""
+    return _ID.fullmatch(name) is not None
+
+
 def new_execution_id() -> str:
     """An id that sorts by time and is unique without asking anyone: `20260102T030405678-9f86d081`."""
     now = time.time()
@@ -47,7 +52,7 @@ class ExecutionFolder:
     """
 
     def __init__(self, executions_dir: Path, execution_id: str) -> None:
-        if not _ID.fullmatch(execution_id):
+        if not is_execution_id(execution_id):
             raise SpecError(f"'{execution_id[:80]}' is no execution id.", "List them with: forge executions list")
         self.id = execution_id
         self.path = executions_dir / execution_id

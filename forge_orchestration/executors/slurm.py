@@ -126,7 +126,7 @@ class SlurmExecutor(PlannedExecutor):
 
     def _handle(self, folder: ExecutionFolder, job: Job) -> ExecutionHandle:
         record = folder.read_record()
-        native_id = node.native_id(job.job)
+        native_id = commands.native_id(job.job)
         if record.native_id is None and not record.status.is_final:
             folder.write_record(msgspec.structs.replace(record, native_id=native_id))
         return ExecutionHandle(execution_id=folder.id, native_id=native_id)

@@ -66,6 +66,11 @@ def name_of(execution_id: str) -> str:
     return f"forge-{execution_id}"
 
 
+def native_id(job: str) -> str:
+    """Of a job, as the record has it."""
+    return f"slurm:{job}"
+
+
 def submit(execution_id: str, limits: Limits, settings: SlurmSettings, folder: str) -> list[str]:
     """The `sbatch` command; the script is its input.
 
@@ -89,7 +94,8 @@ def submit(execution_id: str, limits: Limits, settings: SlurmSettings, folder: s
 
 def script(entry_point: Iterable[str], words: Iterable[str]) -> str:
     """What the job does: nothing but to start Forge's entry point on the node, in place of the shell."""
-    return f"#!/bin/sh\nexec {shlex.join([*entry_point, *words])}\n"
+    names = f'export FORGE_NATIVE_ID="{native_id("$SLURM_JOB_ID")}" FORGE_NODE="$SLURMD_NODENAME"'
+    return f"#!/bin/sh\n{names}\nexec {shlex.join([*entry_point, *words])}\n"
 
 
 def submitted(answer: str) -> str | None:

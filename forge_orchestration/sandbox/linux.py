@@ -82,6 +82,12 @@ def unmount(target: Path, *, lazily: bool = False) -> None:
 
 def unmount_beneath(folder: Path) -> None:
     """Unmount what is mounted at `folder` and beneath it, the last first."""
+    for point in reversed(mount_points(folder)):
+        unmount(point, lazily=True)
+
+
+def mount_points(folder: Path) -> list[Path]:
+    """Where something is mounted, at `folder` and beneath it, in the order in which that was done."""
     folder = Path(os.path.realpath(folder))  # as the kernel calls it
     points = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
@@ -89,8 +95,7 @@ def unmount_beneath(folder: Path) -> None:
         point = Path(os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ", 5)[4])))
         if point == folder or folder in point.parents:
             points.append(point)
-    for point in reversed(points):
-        unmount(point, lazily=True)
+    return points
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The entry point on a node of a cluster: one job, one execution, one supervisor.
 
-The job's shell becomes this process. It makes the sandbox that the local executor would make there, and writes the record in the
+The job's shell becomes this process, having set `FORGE_NATIVE_ID`, which names the job, and `FORGE_NODE`, which names the node. It makes the sandbox that the local executor would make there, and writes the record in the
 execution's folder, which all nodes see at the same path. It stays in the scheduler's group, whose limits are its own; the execution
 goes into one of Forge's on the node. The scheduler's SIGTERM is the supervisor's: the analysis gets its grace.
 """
@@ -26,6 +26,7 @@ from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan, read_plan
 from forge_orchestration.sandbox.sandboxed import SandboxSupervisor
+from forge_orchestration.sandbox.scratch import forget_workspaces
 
 NOWHERE = "/nonexistent"
 _IN_SCOPE = "--in-scope"
@@ -42,21 +43,16 @@ def entry_point(python: str = "") -> tuple[str, ...]:
     return (python or sys.executable, "-I", "-c", f"{path}from forge_orchestration.sandbox.node import main; main()")
 
 
-def native_id(job: str) -> str:
-    """Of a job, as the record has it."""
-    return f"slurm:{job}"
-
-
 class NodeSupervisor(SandboxSupervisor):
     """A supervisor that no controller holds: it is the job."""
 
     @property
     def native_id(self) -> str:
-        return native_id(os.environ["SLURM_JOB_ID"])
+        return os.environ["FORGE_NATIVE_ID"]
 
     @property
     def host(self) -> str:
-        return os.environ.get("SLURMD_NODENAME") or super().host
+        return os.environ.get("FORGE_NODE") or super().host
 
 
 def as_it_is_here(plan: LaunchPlan, site: CgroupSite, scratch_dir: str) -> LaunchPlan:
@@ -128,6 +124,7 @@ def main() -> None:
         os.makedirs(scratch_dir, mode=0o700, exist_ok=True)
         if os.geteuid() == 0:
             linux.unshare_mounts()
+            forget_workspaces(Path(scratch_dir))
         entrant = Entrant()
         here = as_it_is_here(plan, site, scratch_dir)
         write_atomically(execution.path / "plan.json", msgspec.json.encode(here))

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import SandboxError
+from forge_orchestration.executions.folder import is_execution_id
 from forge_orchestration.executions.messages import printable
 from forge_orchestration.model.record import Enforced, Measured
 from forge_orchestration.sandbox import linux
@@ -379,6 +380,17 @@ def _tried(command: list[str], timeout_s: float | None = None) -> tuple[str, str
     except subprocess.TimeoutExpired as late:
         return "", f"{command[0]} did not end within {late.timeout:g} s"
     return done.stdout, done.stderr
+
+
+def forget_workspaces(scratch_dir: Path) -> None:
+    """Unmount, in this process' own mount namespace, the workspaces of containers, which are mounted where an engine sees them.
+
+    It has copies of those that were there when it was made, and each would keep its file system for as long as this process lives.
+    """
+    for point in reversed(linux.mount_points(scratch_dir)):
+        if point.parent.samefile(scratch_dir) and is_execution_id(point.name):
+            with contextlib.suppress(OSError):
+                linux.unmount(point, lazily=True)
 
 
 def make_workspace(scratch_dir: Path, execution_id: str, size: Size, identity: Identity, *, seen_by_all: bool = False) -> Workspace:

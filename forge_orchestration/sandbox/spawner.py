@@ -27,6 +27,7 @@ from forge_orchestration.sandbox.cgroups.find import Greeting, find_site, scope_
 from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.plan import LaunchPlan, plan_from_json, read_plan
 from forge_orchestration.sandbox.sandboxed import SandboxSupervisor
+from forge_orchestration.sandbox.scratch import forget_workspaces
 from forge_orchestration.sandbox.spawn import SPAWNER
 from forge_orchestration.sandbox.standby import Hello, Prepared, prepare_ahead
 from forge_orchestration.sandbox.supervisor import Supervisor
@@ -109,6 +110,7 @@ def _supervise(spawner: socket.socket, hello: Hello) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if os.geteuid() == 0 and not hello.contained:
         linux.unshare_mounts()
+        forget_workspaces(Path(hello.scratch_dir))
     entrant = None if hello.contained else Entrant()  # before there is a claim and an image, which it would hold too
     ahead = prepare_ahead(hello)
     linux.own_memory()

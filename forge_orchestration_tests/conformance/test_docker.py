@@ -13,6 +13,8 @@ from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conftest import copy_runtime
 from forge_orchestration_tests.container_engine import running_engine
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def executor_name() -> str:

@@ -8,6 +8,8 @@ import pytest
 
 from forge_orchestration.testing.conformance import *  # noqa: F403
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def executor_name() -> str:

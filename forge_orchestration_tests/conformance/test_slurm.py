@@ -10,6 +10,8 @@ from forge_orchestration_tests import conftest
 from forge_orchestration_tests.conftest import copy_runtime
 from forge_orchestration_tests.slurm_cluster import running_cluster
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def executor_name() -> str:

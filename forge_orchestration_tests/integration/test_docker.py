@@ -224,3 +224,23 @@ def test_a_cancel_while_the_engine_works(forge: Forge, engine: Engine) -> None:
         ends.append(record_from_json(said).end_reason if said else None)
     assert set(ends) <= {"canceled", None} and "canceled" in ends, ends  # none of what was asked to end before it had begun
     assert containers(engine) == []
+
+
+def test_a_local_execution_keeps_nothing_of_a_container_that_ends_meanwhile(forge: Forge, engine: Engine) -> None:
+    """Its supervisor has a copy of the host's mounts."""
+
+    def images() -> set[str]:
+        return {
+            path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(forge.home) in path.read_text()
+        }
+
+    with forge.started("exec", "--executor", "docker", "--", "sh", "-c", "echo up; sleep 600") as container:
+        assert container.stdout is not None and container.stdout.readline() == "up\n"
+        its_own = images()
+        with forge.started("exec", "--", "sh", "-c", "echo up; sleep 600") as local:
+            assert local.stdout is not None and local.stdout.readline() == "up\n"
+            container.send_signal(signal.SIGINT)
+            container.wait(30)
+            wait_until("the end of its file system", lambda: not its_own & images())
+            local.send_signal(signal.SIGINT)
+            local.wait(30)
