@@ -25,7 +25,7 @@ _NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "S
               "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")  # fmt: skip
 # "PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxMemPerJob", …: of the one job, not of what others use meanwhile
 _NEVER = re.compile(
-    r"(?<=^Partition)(Time|Config|Node)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
+    r"^Partition(Time|Config|Node)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
 )
 _JOB = re.compile(r"[0-9]+")
 _FOR_EVER = re.compile(
@@ -55,10 +55,9 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def never_begins(self) -> str:
         """Why it would wait for ever, and what to do; empty if it would not. A cluster that refuses no such jobs keeps them instead."""
-        if not self.waits or not (found := _NEVER.search(self.reason)):
+        if not self.waits or not _NEVER.search(self.reason):
             return ""
-        what = "time limit" if found.group().lower() in ("time", "wallduration") else "node configuration"
-        return f"Slurm would never start it: {self.reason}. {remedy(what)}."
+        return f"Slurm would never start it: {self.reason}. Ask for less time, memory or processors, or see what there is: sinfo --Node --long."
 
 
 def name_of(execution_id: str) -> str:

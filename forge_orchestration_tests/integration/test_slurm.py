@@ -165,7 +165,7 @@ class TestRefused:
         [
             ('partition = "nosuch"\n', [], "invalid partition"), ('account = "nosuch"\n', [], "Invalid account"),
             ("", ["--memory", f"{2 * NODE_MIB}MiB"], "Ask for less"), ("", ["--cpus", "60"], "Ask for less"),
-            ('partition = "short"\n', ["--wall-time", "1h"], "Lower the wall time limit"),
+            ('partition = "short"\n', ["--wall-time", "1h"], "Ask for less"),
         ],
         ids=["partition", "account", "memory", "processors", "time"],
     )  # fmt: skip
