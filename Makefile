@@ -18,7 +18,7 @@ help:
 	@echo 'make bench-dagster   a step and a launch, against Dagster alone'
 	@echo 'make bench-neighbours   what PostgreSQL and a web service notice of hostile executions beside them'
 	@echo 'make bench-resume   a workflow of 1,000 tasks, run and run again, beside Snakemake; a store with 100,000 executions'
-	@echo 'make bench-executors   an execution in a container, beside the engine alone'
+	@echo 'make bench-executors   an execution in a container and on a cluster, beside the engine alone'
 	@echo 'make ui        the Dagster UI on http://127.0.0.1:3000'
 
 demo: install
