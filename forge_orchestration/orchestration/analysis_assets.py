@@ -23,6 +23,8 @@ from forge_orchestration.orchestration.step import failure_of, materialize
 from forge_orchestration.orchestration.trust import runs_in_sandbox
 from forge_orchestration.settings import Settings
 
+EXECUTOR_TAG = "forge/executor"
+
 
 def assets_of(
     definition: AnalysisDefinition, settings: Settings, runtimes: Sequence[str], executors: Sequence[str]
@@ -70,6 +72,7 @@ def analysis_asset(
         kinds={"forge", _safe(definition.command[0].rsplit("/", 1)[-1])},
         tags={"forge/runtime": definition.runtime} | {_safe(tag): "" for tag in definition.tags},
         schema=schema,
+        executor=definition.executor,
         deps=upstream_assets(definition),
     )
 
@@ -115,6 +118,7 @@ def _asset(
     kinds: set[str],
     tags: dict[str, str],
     schema: dict[str, dg.Field],
+    executor: str | None = None,
     deps: Sequence[str] = (),
     partitions_def: dg.PartitionsDefinition[str] | None = None,
     policy: dg.BackfillPolicy | None = None,
@@ -134,9 +138,19 @@ def _asset(
     decorate = dg.multi_asset(
         check_specs=specs,
         name=op_name(name), specs=[spec], description=description, config_schema=schema, partitions_def=partitions_def,
-        backfill_policy=policy,
+        backfill_policy=policy, op_tags=executor_tags(executor) if executor else None, pool=executor_pool(executor) if executor else None,
     )  # fmt: skip
     return decorate(runs_in_sandbox(run))
+
+
+def executor_tags(executor: str) -> dict[str, str]:
+    """Of an op that runs there unless a launch says otherwise: what limits within a run may be set for."""
+    return {EXECUTOR_TAG: executor}
+
+
+def executor_pool(executor: str) -> str:
+    """The pool of such an op: what a limit for all runs may be set for."""
+    return f"forge_{_safe(executor)}"
 
 
 def op_name(analysis: str) -> str:

@@ -23,7 +23,7 @@ from forge_orchestration.executions.upstream import ASSET, EXECUTION
 from forge_orchestration.executors.registry import executor_names
 from forge_orchestration.model.sections import CachePolicy
 from forge_orchestration.model.spec import DEFAULT_EXECUTOR, DEFAULT_RUNTIME, AnalysisDefinition, InputSource, Param, RetryWithMore
-from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, schema_of
+from forge_orchestration.orchestration.analysis_assets import analysis_asset, described, executor_pool, executor_tags, schema_of
 from forge_orchestration.orchestration.previews import materialization_metadata
 from forge_orchestration.orchestration.step import run_analysis
 from forge_orchestration.orchestration.trust import runs_in_sandbox
@@ -153,6 +153,8 @@ def forge_op(function: _Function | None = None, **options: Unpack[Options]) -> A
         ins={parameter: dg.In(description=source.description or None) for parameter, source in definition.inputs.items()},
         out=dg.Out(ForgeOutput),
         config_schema=schema_of(definition, settings, runtime_names(settings), executor_names()),
+        tags=executor_tags(definition.executor),
+        pool=executor_pool(definition.executor),
     )(runs_in_sandbox(run))
 
 

@@ -63,6 +63,18 @@ def test_an_analysis_is_an_asset_and_a_job_of_its_name(deployment: Deployment) -
     assert defs.resolve_job_def("counts").asset_layer.selected_asset_keys == {dg.AssetKey(["counts"])}
 
 
+def test_how_many_run_at_once_can_be_said_for_each_executor(deployment: Deployment) -> None:
+    """Each op is in the pool of the executor that its definition or a rule names, and has a tag for limits within a run."""
+    for name, more in (("here", ""), ("boxed", "executor: docker\n"), ("wide", "limits: {memory: 600MiB}\n")):
+        deployment.add_analysis(name, definition=more)
+    with open(deployment.home / "settings.toml", "a") as settings:
+        settings.write('[[executor_rules]]\nexecutor = "slurm"\nmemory_over = "512MiB"\n[defaults]\nmemory = "512MiB"\n')
+    defs = definitions(deployment)
+    found = {name: defs.resolve_job_def(name).nodes[0].definition for name in ("here", "boxed", "wide")}
+    pools = {name: (one.pool, one.tags["forge/executor"]) for name, one in found.items() if isinstance(one, dg.OpDefinition)}
+    assert pools == {"here": ("forge_local", "local"), "boxed": ("forge_docker", "docker"), "wide": ("forge_slurm", "slurm")}
+
+
 def test_config_has_every_default_and_a_description_for_each_key(deployment: Deployment) -> None:
     deployment.add_analysis("counts", definition=DEFINITION)
     job = definitions(deployment).resolve_job_def("counts")
