@@ -22,7 +22,7 @@ from forge_orchestration.executions.store import Store
 from forge_orchestration.executors.admission import Admission
 from forge_orchestration.executors.base import AnalysisExecutor, ExecutionHandle, PreparedExecution
 from forge_orchestration.executors.feed import Feed, Listener
-from forge_orchestration.executors.recovery import somebody_is_there
+from forge_orchestration.executors.recovery import controller_lives, has_ended_elsewhere, somebody_is_there
 from forge_orchestration.executors.registry import make_executor
 from forge_orchestration.model.limits import check_limits
 from forge_orchestration.model.publication import Publication
@@ -35,6 +35,7 @@ from forge_orchestration.resume.results import Found, ResultGone, find_result, r
 from forge_orchestration.runtimes import catalog
 from forge_orchestration.runtimes.catalog import ResolvedRuntime
 from forge_orchestration.sandbox import linux
+from forge_orchestration.sandbox.process_identity import runs_elsewhere
 from forge_orchestration.settings import Settings, make_home
 
 if TYPE_CHECKING:
@@ -398,8 +399,13 @@ class Engine:
                 # its row does not say so yet; of a success it soon will, unless its controller forgot it
                 if record.status.is_final and (not record.succeeded or time.time() - (record.ended_at or 0) > _CONFIRMED_WITHIN_S):
                     continue
-            if somebody_is_there(other, self.store):
-                return execution_id
+            if not somebody_is_there(other, self.store):
+                continue
+            if runs_elsewhere(other) and not controller_lives(self.store.controller(execution_id)):
+                with contextlib.suppress(ForgeError):  # nobody waits for it, and nobody else would ask
+                    if has_ended_elsewhere(other, self.settings):
+                        continue
+            return execution_id
         return None
 
     def _open(

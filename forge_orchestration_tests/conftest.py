@@ -207,7 +207,7 @@ def have_runtime(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Forge, s
     def have(forge: Forge, name: str) -> None:
         if (forge.home / "runtimes" / name).exists():
             return
-        with open(base / "building", "w") as turn:
+        with open(base / f"building {name}", "w") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
             built = shared("runtimes", "build", name, timeout=900 * PATIENCE)
         may_be_installed = "failed: " not in built.stderr or "self-test" in built.stderr

@@ -28,6 +28,9 @@ import msgspec
 from forge_orchestration.errors import SpecError, StoreError
 from forge_orchestration.model.record import ExecutionRecord, record_from_json
 
+_LOCK = "lock"
+_TO_LOCK = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_HERE = os.urandom(3).hex()  # another host that sees the folder may have a process of the same number
 _ID = re.compile(r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}")
 PARTIAL_OUTPUT = ".output.partial"
 """Beside `outputs/`: the one output that is being copied."""
@@ -63,6 +66,7 @@ class ExecutionFolder:
         """Make it, closed to other users."""
         self.path.mkdir(mode=0o700)
         (self.path / "outputs").mkdir(mode=0o700)
+        os.close(os.open(self.path / _LOCK, _TO_LOCK, 0o600))
 
     @property
     def never_began(self) -> bool:
@@ -81,13 +85,15 @@ class ExecutionFolder:
     def lock(self, *, wait: bool = True, shared: bool = False) -> int | None:
         """Take the lock, which is the kernel's and so ends with its holder; returns a descriptor to close.
 
+        It is on a file, because network file systems know of locks on files alone, and want them open for writing.
+
         Args:
             shared: With others who only read, and want nobody to remove it meanwhile.
 
         Returns None if there is no such folder, or, unless `wait`, if another process holds the lock.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(self.path / _LOCK, _TO_LOCK, 0o600)
         except FileNotFoundError:
             return None
         try:
@@ -166,7 +172,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = False, after: I
     Args:
         after: Folders whose names have to be on the disk before. Where one journal holds all, the file's own way there takes them along.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_HERE}{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)

@@ -83,11 +83,9 @@ class Recovery:
             if controller_lives(self._store.controller(execution_id)):
                 continue
             try:
-                record = ExecutionFolder(self._settings.executions_dir, execution_id).read_record()
-                executor = make_executor(record.executor, self._settings)
-                if executor.poll(executor.reattach(record.native_id or "", execution_id)).is_final:
+                if has_ended_elsewhere(ExecutionFolder(self._settings.executions_dir, execution_id), self._settings):
                     self.recover([execution_id])
-            except ForgeError as error:
+            except (ForgeError, OSError) as error:
                 self.report.problems.append(f"{execution_id}: {error}")
 
     def nameless(self) -> bool:
@@ -165,6 +163,17 @@ def somebody_is_there(folder: ExecutionFolder, store: Store) -> bool:
         if (supervisor is not None and supervisor.is_alive) or runs_elsewhere(folder):
             return True
     return controller_lives(store.controller(folder.id))
+
+
+def has_ended_elsewhere(folder: ExecutionFolder, settings: Settings) -> bool:
+    """Whether an execution that another host was given has ended; its executor is asked, and brings it to its end if nobody else does.
+
+    Raises:
+        ForgeError: It cannot be asked.
+    """
+    record = folder.read_record()
+    executor = make_executor(record.executor, settings)
+    return executor.poll(executor.reattach(record.native_id or "", folder.id)).is_final
 
 
 def controller_lives(controller: tuple[int, int] | None) -> bool:

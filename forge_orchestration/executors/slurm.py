@@ -15,6 +15,7 @@ import msgspec
 from forge_orchestration.errors import BackendUnavailableError, ExecutorError, HostError, SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
 from forge_orchestration.executions.store import Store
+from forge_orchestration.executors import node
 from forge_orchestration.executors import slurm_commands as commands
 from forge_orchestration.executors.base import ExecutionHandle, ExecutionState, ExecutorCapabilities, PreparedExecution
 from forge_orchestration.executors.local import LocalExecutor
@@ -26,7 +27,6 @@ from forge_orchestration.model.reasons import EndReason, Status
 from forge_orchestration.model.record import Cleanup, ExecutionRecord
 from forge_orchestration.model.sections import SlurmSettings
 from forge_orchestration.model.spec import AnalysisSpec
-from forge_orchestration.sandbox import node
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.leftovers import close_in_its_place
 from forge_orchestration.settings import Settings
@@ -35,8 +35,11 @@ _COMMAND_TIMEOUT_S = 60.0
 _TRIES = 5
 _LOOK_S = 0.1
 _BELIEVED_S = 30.0
+_QUESTION_TIMEOUT_S = 10.0
+_CANCEL_AGAIN_S = 5.0
+_FORGOTTEN_S = 300.0
 _TOLD_APART_S = 30.0
-_JOB, _ASKED, _CANCELED = "job.json", "job.asked", "job.canceled"
+_JOB, _ASKED = "job.json", "job.asked"
 
 
 @compiled
@@ -77,7 +80,10 @@ class SlurmExecutor(PlannedExecutor):
             if settings.slurm not in self._clusters:
                 self._clusters[settings.slurm] = _Cluster(settings.slurm)
             self._cluster = self._clusters[settings.slurm]
+        # since when, of an execution: its job is seen to have ended, or to wait for ever; it was last asked to end
         self._ended: dict[str, float] = {}
+        self._stuck: dict[str, float] = {}
+        self._canceled: dict[str, float] = {}
 
     def check(self) -> None:
         self._cluster.check()
@@ -96,12 +102,9 @@ class SlurmExecutor(PlannedExecutor):
             write_atomically(folder.path / "plan.json", msgspec.json.encode(self._common_plan(spec, execution, site, binds=[])))
             write_atomically(folder.path / _ASKED, b"")
             command = commands.submit(folder.id, spec.limits, self._settings.slurm, str(folder.path))
-            words = [
-                str(folder.path),
-                self._settings.cgroup.parent,
-                str(self._settings.slurm.scratch_dir or self._settings.scratch_dir),
-            ]
-            script = commands.script(node.entry_point(self._settings.slurm.python), words)
+            settings = self._settings
+            places = (folder.path, settings.cgroup.parent, settings.slurm.scratch_dir or settings.scratch_dir, settings.cache_dir)
+            script = commands.script(node.entry_point(settings.slurm.python), map(str, places))
             try:
                 answer = self._cluster.run(command, script, again=lambda: self._found(folder) is None)
             except _AlreadyThere:
@@ -139,28 +142,39 @@ class SlurmExecutor(PlannedExecutor):
             record = folder.read_record()
             if record.status.is_final:
                 return ExecutionState(status=self._told_apart(folder, record, job).status)
-            if job is None:
+            if job is None and (job := self._found(folder)) is None:
                 return self._closed(folder, EndReason.EXECUTOR_ERROR, "It was never submitted. Run it again.")
-            state = self._cluster.state(job.job)
-            if state is not None and state.has_ended and self._for_long(handle.execution_id, state):
-                reason, said = commands.verdict(state, job.job)
-                if (folder.path / _CANCELED).exists():
-                    reason, said = EndReason.CANCELED, "Canceled."
-                return self._closed(folder, reason, said)
-            if state is not None and state.never_begins:
-                self._cluster.run(commands.remove(job.job))
-                return self._closed(folder, EndReason.EXECUTOR_ERROR, state.never_begins)
-            if state is not None and state.waits:
+            state = self._cluster.state(job.job, at_once=timeout_s == 0)
+            if state is not None and (ended := self._verdict(folder, job, state)) is not None:
+                if (closed := self._closed(folder, *ended)).is_final:
+                    return closed
+            elif state is not None and state.waits:
                 self._say_why(folder, record, state)
+            if (folder.path / node.CANCELED).exists() and time.monotonic() > self._canceled.get(folder.id, 0.0) + _CANCEL_AGAIN_S:
+                self._cancel(folder, job)
             if deadline is not None and time.monotonic() >= deadline:
                 return ExecutionState(status=record.status)
             time.sleep(_LOOK_S if deadline is None else max(0.0, min(_LOOK_S, deadline - time.monotonic())))
 
-    def _for_long(self, execution_id: str, state: JobState) -> bool:
-        """Whether its job ended a while ago: its record may be on the way, on a slow file system."""
-        patience_s = self._settings.slurm.record_s
-        seen_s = time.monotonic() - self._ended.setdefault(execution_id, time.monotonic())
-        return seen_s > patience_s or (state.ended_at is not None and time.time() - state.ended_at > patience_s)
+    def _verdict(self, folder: ExecutionFolder, job: Job, state: JobState) -> tuple[EndReason, str] | None:
+        """What Slurm's word means; None if the supervisor's is to be waited for."""
+        if state.has_ended and self._for_long(self._ended, folder.id, self._settings.slurm.record_s, state.ended_at):
+            if (folder.path / node.CANCELED).exists():
+                return EndReason.CANCELED, "Canceled."
+            return commands.verdict(state, job.job)
+        if state.never_begins and self._for_long(self._stuck, folder.id, 2 * self._settings.slurm.poll_s):
+            with contextlib.suppress(ExecutorError):  # it is gone already
+                self._cluster.run(commands.remove(job.job), tries=2, first=True)
+            return EndReason.EXECUTOR_ERROR, state.never_begins
+        if not state.never_begins:
+            self._stuck.pop(folder.id, None)
+        return None
+
+    @staticmethod
+    def _for_long(since: dict[str, float], execution_id: str, patience_s: float, at: float | None = None) -> bool:
+        """Whether something was seen for the first time a while ago, or happened `at` a time that long ago."""
+        seen_s = time.monotonic() - since.setdefault(execution_id, time.monotonic())
+        return seen_s > patience_s or (at is not None and time.time() - at > patience_s)
 
     def _say_why(self, folder: ExecutionFolder, record: ExecutionRecord, state: JobState) -> None:
         said = f"Waiting for Slurm: {state.reason or state.state}."
@@ -171,7 +185,7 @@ class SlurmExecutor(PlannedExecutor):
 
     def _told_apart(self, folder: ExecutionFolder, record: ExecutionRecord, job: Job | None) -> ExecutionRecord:
         """Of one that was asked to end, and not by us: whether it had to make room."""
-        if record.end_reason is not EndReason.CANCELED or job is None or (folder.path / _CANCELED).exists():
+        if record.end_reason is not EndReason.CANCELED or job is None or (folder.path / node.CANCELED).exists():
             return record
         deadline = time.monotonic() + _TOLD_APART_S
         while (state := self._cluster.state(job.job)) is None or not state.has_ended:  # its node is still at work
@@ -193,20 +207,23 @@ class SlurmExecutor(PlannedExecutor):
 
     def cancel(self, handle: ExecutionHandle) -> None:
         folder = self._folder(handle)
-        job = _read(folder)
-        if job is None or folder.read_record().status.is_final:
+        if folder.read_record().status.is_final:
             return
-        write_atomically(folder.path / _CANCELED, b"")
+        write_atomically(folder.path / node.CANCELED, b"")  # its supervisor looks for it, and whoever waits asks again
+        if (job := _read(folder)) is not None:
+            self._cancel(folder, job)
+
+    def _cancel(self, folder: ExecutionFolder, job: Job) -> None:
+        self._canceled[folder.id] = time.monotonic()
         for command in (commands.cancel(job.job), commands.ask_to_end(job.job)):
-            with contextlib.suppress(ExecutorError):  # it has ended meanwhile, or is asked again
-                self._cluster.run(command, tries=2)
+            with contextlib.suppress(ExecutorError):  # it has ended meanwhile, or Slurm does not answer
+                self._cluster.run(command, tries=1, first=True)
 
     def cleanup(self, handle: ExecutionHandle) -> Cleanup:
         folder = self._folder(handle)
-        job = _read(folder)
-        if job is not None and not folder.read_record().status.is_final:
+        if (folder.path / _ASKED).exists() and (_read(folder) is None or not folder.read_record().status.is_final):
             with contextlib.suppress(ExecutorError):
-                self._cluster.run(commands.remove(job.job))
+                self._cluster.run(commands.remove_named(folder.id), tries=2, first=True)
         return Cleanup(finished_at=time.time())
 
 
@@ -224,9 +241,10 @@ class _Cluster:
         self._settings = settings
         self._pause_s = 60.0 / settings.commands_per_minute
         self._next = 0.0
-        self._turn, self._asking = threading.Lock(), threading.Lock()
+        self._turn, self._asking, self._checking = threading.Lock(), threading.Lock(), threading.Lock()
         self._wanted: dict[str, float] = {}
         self._states: dict[str, JobState] = {}
+        self._unknown: dict[str, float] = {}
         self._asked_at = self._checked_at = -3600.0
 
     def check(self) -> None:
@@ -235,18 +253,27 @@ class _Cluster:
         Raises:
             HostError, BackendUnavailableError: It does not.
         """
-        if time.monotonic() - self._checked_at > _BELIEVED_S:
-            self.run(["scontrol", "ping"], tries=2)
-            self._checked_at = time.monotonic()
+        with self._checking:
+            if time.monotonic() - self._checked_at > _BELIEVED_S:
+                self.run(["scontrol", "ping"], tries=2, first=True)
+                self._checked_at = time.monotonic()
 
     def run(
-        self, command: list[str], script: str | None = None, *, tries: int = _TRIES, again: Callable[[], bool] = lambda: True
+        self,
+        command: list[str],
+        script: str | None = None,
+        *,
+        tries: int = _TRIES,
+        again: Callable[[], bool] = lambda: True,
+        first: bool = False,
+        timeout_s: float = _COMMAND_TIMEOUT_S,
     ) -> str:
         """What a command prints, tried again while Slurm does not answer.
 
         Args:
             script: Its standard input.
             again: Whether it is still to be done, asked before another try.
+            first: Whether it goes before all that wait for their turn.
 
         Raises:
             HostError: Slurm's commands are not installed.
@@ -256,17 +283,17 @@ class _Cluster:
         environment = {name: os.environ[name] for name in commands.PASSED_ON if name in os.environ}
         wait_s, said = 0.5, ""
         for number in range(1, tries + 1):
-            self._wait_for_turn()
+            self._wait_for_turn(first)
             try:
                 done = subprocess.run(
-                    command, input=script, env=environment, capture_output=True, text=True, errors="replace", timeout=_COMMAND_TIMEOUT_S, check=False
+                    command, input=script, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
                 )  # fmt: skip
             except FileNotFoundError as error:
                 raise HostError(
                     f"{command[0]} is not installed.", "Install Slurm's commands: sudo apt-get install slurm-client"
                 ) from error
             except subprocess.TimeoutExpired:
-                said = f"it did not end within {_COMMAND_TIMEOUT_S:g} s"
+                said = f"it did not end within {timeout_s:g} s"
             else:
                 if done.returncode == 0:
                     return done.stdout
@@ -280,20 +307,25 @@ class _Cluster:
                     raise _AlreadyThere
         raise BackendUnavailableError(f"Slurm does not answer: {command[0]}: {said}.", "See: sinfo; scontrol ping")
 
-    def _wait_for_turn(self) -> None:
+    def _wait_for_turn(self, first: bool) -> None:
         with self._turn:
             now = time.monotonic()
-            at = max(now, self._next)
-            self._next = at + self._pause_s
+            at = now if first else max(now, self._next)
+            self._next = max(now, self._next) + self._pause_s  # the others make up for who goes first
         time.sleep(at - now)
 
-    def state(self, job: str) -> JobState | None:
-        """As Slurm said last; None if it has not been asked yet, or knows nothing of it. It is asked of this one too from now on."""
+    def state(self, job: str, *, at_once: bool = False) -> JobState | None:
+        """As Slurm said last; None if it has not been asked yet. It is asked of this one too from now on.
+
+        Args:
+            at_once: Ask now if nothing is known.
+        """
         with self._turn:
             self._wanted[job] = time.monotonic()
-        if self._asking.acquire(blocking=False):  # else another thread asks for all
+        if self._asking.acquire(blocking=at_once and job not in self._states):  # else another thread asks for all
             try:
-                if time.monotonic() - self._asked_at >= self._settings.poll_s:
+                is_due = time.monotonic() - self._asked_at >= self._settings.poll_s
+                if is_due or (at_once and job not in self._states):
                     self._ask()
                     self._asked_at = time.monotonic()
             finally:
@@ -309,11 +341,22 @@ class _Cluster:
         found: dict[str, JobState] = {}
         if jobs:
             with contextlib.suppress(ExecutorError):  # it does not answer, and is asked again; or knows none of them any more
-                found = commands.states(self.run(commands.queue(jobs), tries=1))
+                found = commands.states(self._question(commands.queue(jobs)))
         if missing := jobs - found.keys():
             with contextlib.suppress(ExecutorError):
-                found |= commands.states(self.run(commands.accounted(missing), tries=1))
+                found |= commands.states(self._question(commands.accounted(missing)))
+                self._give_up(missing - found.keys(), found)
         self._states = {job: state for job, state in (self._states | found).items() if job in self._wanted}
+
+    def _question(self, command: list[str]) -> str:
+        return self.run(command, tries=1, first=True, timeout_s=_QUESTION_TIMEOUT_S)
+
+    def _give_up(self, unknown: set[str], found: dict[str, JobState]) -> None:
+        """Of jobs that Slurm's accounts know nothing of: they are lost once that has been so for a while."""
+        self._unknown = {job: self._unknown.get(job, time.monotonic()) for job in unknown}
+        for job, since in self._unknown.items():
+            if time.monotonic() - since > _FORGOTTEN_S:
+                found[job] = JobState(state=commands.FORGOTTEN)
 
 
 def _keep(folder: ExecutionFolder, job: str) -> Job:
@@ -323,7 +366,9 @@ def _keep(folder: ExecutionFolder, job: str) -> Job:
 
 
 def _read(folder: ExecutionFolder) -> Job | None:
+    """What is kept of it; else what its supervisor has said."""
     try:
         return msgspec.json.decode(Path(folder.path, _JOB).read_bytes(), type=Job)
     except (FileNotFoundError, msgspec.DecodeError):
-        return None
+        job = commands.job_of(folder.read_record().native_id)
+        return Job(job=job, submitted_at=0.0) if job else None

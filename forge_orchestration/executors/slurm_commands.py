@@ -21,15 +21,30 @@ PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SLURM_CONF", "TZ")
 A job that asks for nothing of it has its user's profile read on the node, which takes a second.
 """
 _MIB = 2**20
-_NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "REQUEUED",
-              "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")  # fmt: skip
+FORGOTTEN = "FORGOTTEN"
+"""Our word for what Slurm has no word for: neither queue nor accounts know the job any more."""
+# all others, and those that a later Slurm may have, are of jobs that go on
+_ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    FORGOTTEN,
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+_ACCOUNTED_DAYS = 30
 # "PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxMemPerJob", …: of the one job, not of what others use meanwhile
 _NEVER = re.compile(
-    r"^Partition(Time|Config|Node)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
+    r"^Partition(Time|Config)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
 )
 _JOB = re.compile(r"[0-9]+")
 _FOR_EVER = re.compile(
-    r"invalid (partition|account|qos|feature|generic resource)|Requested node configuration is not available|"
+    r"violates accounting/QOS policy|invalid (partition|account|qos|feature|generic resource)|Requested node configuration is not available|"
     r"Memory specification can not be satisfied|More processors requested than permitted|User's group not permitted|"
     r"Access/permission denied|Invalid account or account/partition|time limit is invalid|Requested time limit is invalid",
     re.IGNORECASE,
@@ -46,7 +61,7 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        return self.state not in _NOT_ENDED
+        return self.state in _ENDED
 
     @property
     def waits(self) -> bool:
@@ -68,6 +83,12 @@ def name_of(execution_id: str) -> str:
 def native_id(job: str) -> str:
     """Of a job, as the record has it."""
     return f"slurm:{job}"
+
+
+def job_of(native_id: str | None) -> str | None:
+    """The job in a record's `native_id`."""
+    word, _, job = (native_id or "").partition(":")
+    return job if word == "slurm" and _JOB.fullmatch(job) else None
 
 
 def submit(execution_id: str, limits: Limits, settings: SlurmSettings, folder: str) -> list[str]:
@@ -123,19 +144,20 @@ def queue(jobs: Iterable[str]) -> list[str]:
 
 
 def named(execution_id: str) -> list[str]:
-    """The jobs of this name that Slurm knows of."""
-    return ["squeue", "--noheader", "--states=all", f"--name={name_of(execution_id)}", "--format=%i"]
+    """The user's jobs of this name that Slurm knows of."""
+    return ["squeue", "--noheader", "--me", "--states=all", f"--name={name_of(execution_id)}", "--format=%i"]
 
 
 def accounted(jobs: Iterable[str]) -> list[str]:
     """Of those that the controller has forgotten, from its accounts."""
-    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(jobs, key=int))}",
+    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--starttime=now-{_ACCOUNTED_DAYS}days", f"--jobs={','.join(sorted(jobs, key=int))}",
             "--format=JobIDRaw,State,NodeList,End,Reason"]  # fmt: skip
 
 
 def accounted_name(execution_id: str) -> list[str]:
     """The same from its accounts."""
-    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--name={name_of(execution_id)}", "--format=JobIDRaw"]
+    since = f"--starttime=now-{_ACCOUNTED_DAYS}days"
+    return ["sacct", "--noheader", "--parsable2", "--allocations", since, f"--name={name_of(execution_id)}", "--format=JobIDRaw"]
 
 
 def states(answer: str) -> dict[str, JobState]:
@@ -170,6 +192,11 @@ def ask_to_end(job: str) -> list[str]:
 def remove(job: str) -> list[str]:
     """One of which nobody is to hear any more."""
     return ["scancel", job]
+
+
+def remove_named(execution_id: str) -> list[str]:
+    """Whatever job of the user's has the name of this execution."""
+    return ["scancel", "--me", f"--name={name_of(execution_id)}"]
 
 
 def verdict(state: JobState, job: str) -> tuple[EndReason, str]:

@@ -388,8 +388,8 @@ def forget_workspaces(scratch_dir: Path) -> None:
     It has copies of those that were there when it was made, and each would keep its file system for as long as this process lives.
     """
     for point in reversed(linux.mount_points(scratch_dir)):
-        if point.parent.samefile(scratch_dir) and is_execution_id(point.name):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has just gone
+            if is_execution_id(point.name) and point.parent.samefile(scratch_dir):
                 linux.unmount(point, lazily=True)
 
 

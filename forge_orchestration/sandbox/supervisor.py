@@ -84,7 +84,12 @@ class Supervisor(ABC):
         self._controller: socket.socket | None = controller
         self._folder = ExecutionFolder(Path(plan.folder).parent, plan.execution_id)
         self._lock = self._folder.lock()  # until this process ends: nobody else closes the record meanwhile
-        self._record: ExecutionRecord = self._folder.read_record()
+        try:
+            self._record: ExecutionRecord = self._folder.read_record()
+        except BaseException:
+            if self._lock is not None:
+                os.close(self._lock)
+            raise
         self._stops: dict[EndReason, str] = {}
         self._kill_at: float | None = None
         self._killed = 0

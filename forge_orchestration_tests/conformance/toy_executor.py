@@ -15,13 +15,14 @@ import msgspec
 
 from forge_orchestration.errors import SubmitError
 from forge_orchestration.executions.folder import ExecutionFolder, write_atomically
+from forge_orchestration.executors import node
 from forge_orchestration.executors.base import ExecutionHandle, ExecutionState, ExecutorCapabilities, PreparedExecution
 from forge_orchestration.executors.local import LocalExecutor
 from forge_orchestration.executors.planned import PlannedExecutor
 from forge_orchestration.model.reasons import EndReason
 from forge_orchestration.model.record import Cleanup
 from forge_orchestration.model.spec import AnalysisSpec
-from forge_orchestration.sandbox import node
+from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.find import CgroupSite
 from forge_orchestration.sandbox.leftovers import close_in_its_place
 from forge_orchestration.sandbox.process_identity import ProcessIdentity
@@ -48,10 +49,10 @@ class ToyExecutor(PlannedExecutor):
                 return handle
             site = CgroupSite(version=2, mounts={"unified": node.NOWHERE}, parent="")
             write_atomically(folder.path / "plan.json", msgspec.json.encode(self._common_plan(spec, execution, site, binds=[])))
-            words = shlex.join(
-                [*node.entry_point(), str(folder.path), self._settings.cgroup.parent, str(self._settings.scratch_dir)]
-            )
-            script = f'echo $$ > "$1"/job.pid; mv "$1"/job.pid "$1"/job; exec {words}'
+            settings = self._settings
+            places = (folder.path, settings.cgroup.parent, settings.scratch_dir, settings.cache_dir)
+            words = shlex.join([*node.entry_point(), *map(str, places)])
+            script = f'read -r stat < /proc/$$/stat; set -- "$1" $stat; echo $$ ${{23}} > "$1"/job.pid; mv "$1"/job.pid "$1"/job; exec {words}'
             environment = {"PATH": os.environ["PATH"], "FORGE_NATIVE_ID": handle.native_id}
             subprocess.run(
                 ["setsid", "--fork", "sh", "-c", script, "sh", folder.path], env=environment, stdin=subprocess.DEVNULL,
@@ -95,10 +96,10 @@ class ToyExecutor(PlannedExecutor):
 
 
 def _process(folder: ExecutionFolder) -> ProcessIdentity | None:
-    """The job's process, if it still is that of this execution."""
+    """The job's process, if it still runs."""
     try:
-        pid = int((folder.path / "job").read_text())
-        with open(f"/proc/{pid}/cmdline", "rb") as words:
-            return ProcessIdentity.of(pid) if os.fsencode(folder.path) in words.read() else None
-    except (FileNotFoundError, ProcessLookupError):
+        pid, start_time = map(int, (folder.path / "job").read_text().split())
+    except FileNotFoundError:
         return None
+    process = ProcessIdentity(pid=pid, start_time=start_time, boot_id=linux.boot_id())
+    return process if process.is_alive else None

@@ -14,6 +14,7 @@ import forge_orchestration
 from forge_orchestration_tests.conftest import leftovers, wait_until
 from forge_orchestration_tests.integration.dagster_support import LOCATION, LOOKED_AT_OFTEN, Deployment, Webserver
 
+pytestmark = pytest.mark.together
 SHIPPED = Path(forge_orchestration.__file__).parent / "runtimes" / "definitions" / "forge-python"
 
 

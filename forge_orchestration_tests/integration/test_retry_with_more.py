@@ -15,6 +15,7 @@ from forge_orchestration.operations.retry_with_more import next_attempt, repeate
 from forge_orchestration_tests.conftest import PATIENCE, Forge
 from forge_orchestration_tests.integration.dagster_support import Deployment
 
+pytestmark = pytest.mark.together
 TAKES = "hold = bytearray(150 * 2**20)\nhold[::4096] = b'x' * len(hold[::4096])\nprint('had enough')\n"
 DEFINITION = "limits: {memory: 64MiB}\nretry_with_more: {attempts: 3, factor: 2}\n"
 MAXIMUM = Limits(memory_bytes=2**30, wall_time_s=100.0)

@@ -60,7 +60,7 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
         record = ExecutionRecord(execution_id=ID, analysis="a", message=message)
         folder.write_record(record)
         assert folder.read_record() == record
-    assert sorted(os.listdir(folder.path)) == ["outputs", "record.json"]
+    assert sorted(os.listdir(folder.path)) == ["lock", "outputs", "record.json"]
 
 
 def test_no_record_is_a_sentence(tmp_path: Path) -> None:
@@ -165,4 +165,4 @@ def test_what_was_torn_is_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in (".record.json.1", ".plan.json.77", ".output.partial", "stdout.log"):
         (folder.path / name).touch()
     folder.remove_torn()
-    assert sorted(os.listdir(folder.path)) == ["outputs", "stdout.log"]
+    assert sorted(os.listdir(folder.path)) == ["lock", "outputs", "stdout.log"]

@@ -122,7 +122,7 @@ def test_outputs_that_were_collected_are_kept_and_half_of_one_is_not(store: Stor
     assert [(one.path, one.bytes, one.sha256) for one in record.outputs] == [
         ("plots/a.txt", 5, hashlib.sha256(b"whole").hexdigest())
     ]
-    assert sorted(os.listdir(folder.path)) == ["outputs", "record.json"]
+    assert sorted(os.listdir(folder.path)) == ["lock", "outputs", "record.json"]
 
 
 def test_a_claim_of_a_supervisor_that_had_no_execution_yet_is_given_back(

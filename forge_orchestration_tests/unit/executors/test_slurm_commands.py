@@ -43,6 +43,7 @@ def test_states() -> None:
     assert (states["17"].nodes, states["17"].ended_at, states["17"].has_ended) == ("node1", None, False)
     ended = time.mktime((2026, 11, 27, 18, 6, 40, 0, 0, -1))
     assert (states["18"].state, states["18"].nodes, states["18"].ended_at) == ("CANCELLED", "", ended)
+    assert not JobState(state="A_WORD_OF_TOMORROW").has_ended
     assert states["18"].has_ended and states["19"].waits and states["19"].reason == "Resources"
 
 
@@ -68,7 +69,16 @@ def test_what_would_never_begin(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["Resources", "Priority", "PartitionDown", "QOSMaxCpuPerUserLimit", "AssocGrpCpuLimit", "ReqNodeNotAvail"]
+    "reason",
+    [
+        "Resources",
+        "Priority",
+        "PartitionDown",
+        "QOSMaxCpuPerUserLimit",
+        "AssocGrpCpuLimit",
+        "ReqNodeNotAvail",
+        "PartitionNodeLimit",
+    ],
 )
 def test_what_waits_for_others(reason: str) -> None:
     assert not JobState(state="PENDING", reason=reason).never_begins

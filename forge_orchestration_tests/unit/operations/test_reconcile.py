@@ -136,7 +136,7 @@ def test_torn_files_are_removed(engine: Engine) -> None:
     folder = left(engine)
     (folder.path / ".record.json.12345").write_text("{")
     reconcile(engine)
-    assert sorted(os.listdir(folder.path)) == ["outputs", "record.json"]
+    assert sorted(os.listdir(folder.path)) == ["lock", "outputs", "record.json"]
 
 
 def test_unfinished_builds_are_removed(engine: Engine) -> None:
