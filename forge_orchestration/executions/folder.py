@@ -8,6 +8,7 @@ executions/<id>/
   request.json     what was asked for
   inputs.json      which files were read
   plan.json        how it was started; the record's native_id says by whom it is watched
+  lock             empty; whoever holds the kernel's lock on it may end the execution
 
 Who brings an execution to its end holds the lock on its folder: its supervisor from its first moment to its last, or, when that is
 gone, whoever closes the record in its place. So no two ever do, and one that was closed as lost never begins after all.
