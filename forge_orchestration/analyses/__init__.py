@@ -156,7 +156,7 @@ def with_rules(definition: AnalysisDefinition, settings: Settings) -> AnalysisDe
             if rule.picks(definition.group, definition.tags):
                 definition = msgspec.structs.replace(definition, runtime=rule.runtime, runtime_chosen_by=f"rule: {rule}")
                 break
-    if definition.executor_chosen_by == "default" and settings.executor_rules:
+    if definition.executor_chosen_by != "analysis" and settings.executor_rules:  # of a stage with its own limits, once more
         limits = settings.defaults
         with contextlib.suppress(RuntimeCatalogError):  # whoever runs it is told
             limits = effective_limits(definition, settings, definition.runtime)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import socket
 import sys
 import time
@@ -32,7 +30,7 @@ from forge_orchestration.sandbox.entry import Entrant
 from forge_orchestration.sandbox.identity import abandoned_claims, release_claim
 from forge_orchestration.sandbox.plan import Bind, LaunchPlan, read_plan
 from forge_orchestration.sandbox.sandboxed import SandboxSupervisor
-from forge_orchestration.sandbox.scratch import Workspace, forget_workspaces, remove_tree
+from forge_orchestration.sandbox.scratch import forget_workspaces, remove_tree
 from forge_orchestration.sandbox.supervisor import Command
 
 NOWHERE = "/nonexistent"
@@ -41,7 +39,6 @@ CANCELED = "job.canceled"
 _IN_SCOPE = "--in-scope"
 _ASKED_BY_SLURM = "Slurm asked it to end."
 _LOOK_S = 2.0
-_TOLD_TOO_S = 0.5
 _SYSTEM_S = 60.0
 _package_root = str(Path(__file__).resolve().parents[2])
 
@@ -95,12 +92,6 @@ class NodeSupervisor(SandboxSupervisor):
             if self._is_canceled():
                 self._stop(EndReason.CANCELED, "Canceled.", command, group)
 
-    def _watch(self, command: Command, group: Cgroup, workspace: Workspace) -> None:
-        super()._watch(command, group, workspace)
-        # whoever ends all processes of a job may reach the analysis before this one
-        if command.signal == signal.SIGTERM and not self._stops and select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]:
-            self._stops[EndReason.CANCELED] = _ASKED_BY_SLURM
-
     def _canceled(self, command: Command, group: Cgroup) -> None:
         os.read(self._wake_fd, 512)
         said = "Canceled." if self._is_canceled() else _ASKED_BY_SLURM
@@ -123,9 +114,10 @@ def as_it_is_here(plan: LaunchPlan, site: CgroupSite, scratch_dir: str) -> Launc
 
 def _bind_here(bind: Bind) -> Bind:
     """A network file system has another device number on each node, and the same inodes. What analyses may import is this Forge's own."""
-    if bind.target == f"{view.LIB}/forge_checkpoint.py":
-        own = os.stat(forge_checkpoint.__file__)
-        return Bind(source=forge_checkpoint.__file__, target=bind.target, device=own.st_dev, inode=own.st_ino, owner=bind.owner)
+    if bind.target.startswith(f"{view.LIB}/"):
+        path = Path(forge_checkpoint.__file__).with_name(bind.target.rpartition("/")[2])
+        own = os.stat(path)
+        return msgspec.structs.replace(bind, source=str(path), device=own.st_dev, inode=own.st_ino)
     try:
         facts = os.stat(bind.source, follow_symlinks=False)
     except OSError as error:
@@ -200,18 +192,19 @@ def _close(execution: ExecutionFolder, record: ExecutionRecord, reason: EndReaso
 
 
 def _run(execution: ExecutionFolder, parent: str, scratch_dir: Path, cache_dir: Path, *, in_scope: bool) -> None:
+    record = execution.read_record()
+    if record.native_id not in (None, os.environ["FORGE_NATIVE_ID"]):
+        return  # another job has it: to wait for its lock would hold what this one was given
     plan = read_plan(execution.path)
     site = find_site(parent)
     if in_scope:
         site.enter()  # a group that has processes can limit none of its children
     else:
         site.make()
-    wanted = plan.identity.without_root
-    if os.geteuid() != 0 and (wanted == "subordinate_uid" or (wanted == "auto" and not subordinate.missing())):
-        subordinate.enter()
+    subordinate.enter_if_wanted(plan.identity)
     _check_scratch(scratch_dir)
     _remove_what_dead_jobs_left(site, execution.path.parent, scratch_dir)
-    why = _why_not_reused(execution.read_record(), cache_dir)
+    why = _why_not_reused(record, cache_dir)
     if os.geteuid() == 0:
         linux.unshare_mounts()
         forget_workspaces(scratch_dir)

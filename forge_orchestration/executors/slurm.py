@@ -342,6 +342,7 @@ class _Cluster:
         if jobs:
             with contextlib.suppress(ExecutorError):  # it does not answer, and is asked again; or knows none of them any more
                 found = commands.states(self._question(commands.queue(jobs)))
+        self._unknown = {job: since for job, since in self._unknown.items() if job not in found}
         if missing := jobs - found.keys():
             with contextlib.suppress(ExecutorError):
                 found |= commands.states(self._question(commands.accounted(missing)))

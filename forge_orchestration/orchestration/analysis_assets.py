@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from dagster._utils.schedules import is_valid_cron_schedule
 
-from forge_orchestration.analyses import effective_limits
+from forge_orchestration.analyses import effective_limits, with_rules
 from forge_orchestration.analyses.stages import stages_of, whole_of
 from forge_orchestration.errors import ForgeError, SpecError
 from forge_orchestration.executions.messages import printable
@@ -36,7 +36,7 @@ def assets_of(
     """
     if definition.schedule and not is_valid_cron_schedule(definition.schedule):
         raise SpecError(f"'schedule: {definition.schedule}' of '{definition.name}' is no time that ever comes.", "Correct it.")
-    return [analysis_asset(part, settings, runtimes, executors) for part in stages_of(definition)]
+    return [analysis_asset(with_rules(part, settings), settings, runtimes, executors) for part in stages_of(definition)]
 
 
 def analysis_asset(

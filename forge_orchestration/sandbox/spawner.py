@@ -41,7 +41,7 @@ def serve(control: socket.socket, hello: Hello) -> None:
     try:
         site = find_site(hello.parent)
         site.enter()
-        _take_set_aside_ids(hello)
+        subordinate.enter_if_wanted(hello.identity)
         _warm_up(hello)
     except ForgeError as error:
         greeting = Greeting(error=error.message, hint=error.hint)
@@ -68,13 +68,6 @@ def serve(control: socket.socket, hello: Hello) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
         _give_way(control, pid)
-
-
-def _take_set_aside_ids(hello: Hello) -> None:
-    """Where this is not root: be the one whom executions' own uids belong to, if there are any and nobody wants it otherwise."""
-    wanted = hello.identity.without_root
-    if os.geteuid() != 0 and (wanted == "subordinate_uid" or (wanted == "auto" and not subordinate.missing())):
-        subordinate.enter()
 
 
 def _give_way(control: socket.socket, supervisor: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from forge_orchestration.errors import HostError
+from forge_orchestration.model.sections import IdentitySettings
 from forge_orchestration.sandbox import linux
 from forge_orchestration.sandbox.cgroups.base import write
 
@@ -50,6 +51,17 @@ def missing() -> str:
         if shutil.which(tool, path=_TOOL_PATH) is None:
             return f"{tool} is not installed"
     return ""
+
+
+def enter_if_wanted(identity: IdentitySettings) -> None:
+    """Where this is not root: be the one whom executions' own uids belong to, if there are any and nobody wants it otherwise.
+
+    Raises:
+        HostError: They are asked for, and cannot be had.
+    """
+    wanted = identity.without_root
+    if os.geteuid() != 0 and (wanted == "subordinate_uid" or (wanted == "auto" and not missing())):
+        enter()
 
 
 def enter() -> None:

@@ -42,6 +42,7 @@ from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sente
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
+_TOLD_TOO_S = 0.2
 KILLED = float("inf")
 T = TypeVar("T")
 
@@ -377,6 +378,10 @@ class Supervisor(ABC):
                 else:
                     refused_since = 0.0
                 refused = counters.pids_refused
+        # whoever ends all processes of a service or of a job may reach the analysis before this one
+        told = command.signal == signal.SIGTERM and not self._stops and select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]
+        if told:
+            self._canceled(command, group)
 
     def _next_deadline(self, command: Command, next_look: float) -> float:
         deadlines = [next_look]

@@ -67,12 +67,17 @@ def test_how_many_run_at_once_can_be_said_for_each_executor(deployment: Deployme
     """Each op is in the pool of the executor that its definition or a rule names, and has a tag for limits within a run."""
     for name, more in (("here", ""), ("boxed", "executor: docker\n"), ("wide", "limits: {memory: 600MiB}\n")):
         deployment.add_analysis(name, definition=more)
+    stages = "stages:\n  small: {command: [x], outputs: {a: a}}\n  large: {command: [x], limits: {memory: 600MiB}}\n"
+    deployment.add_analysis("staged", definition=stages, command="")
     with open(deployment.home / "settings.toml", "a") as settings:
         settings.write('[[executor_rules]]\nexecutor = "slurm"\nmemory_over = "512MiB"\n[defaults]\nmemory = "512MiB"\n')
     defs = definitions(deployment)
     found = {name: defs.resolve_job_def(name).nodes[0].definition for name in ("here", "boxed", "wide")}
+    staged = {one.name: one.definition for one in defs.resolve_job_def("staged").nodes}
+    found |= {name: staged[f"run_staged__{name}"] for name in ("small", "large")}
     pools = {name: (one.pool, one.tags["forge/executor"]) for name, one in found.items() if isinstance(one, dg.OpDefinition)}
-    assert pools == {"here": ("forge_local", "local"), "boxed": ("forge_docker", "docker"), "wide": ("forge_slurm", "slurm")}
+    assert pools == {"here": ("forge_local", "local"), "boxed": ("forge_docker", "docker"), "wide": ("forge_slurm", "slurm"),
+                     "small": ("forge_local", "local"), "large": ("forge_slurm", "slurm")}  # fmt: skip
 
 
 def test_config_has_every_default_and_a_description_for_each_key(deployment: Deployment) -> None:

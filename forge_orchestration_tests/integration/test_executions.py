@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import textwrap
 import threading
 from pathlib import Path
 
 import dagster_pipes
 import jsonschema
+import psutil
 import pytest
 
 import forge_orchestration
 from forge_orchestration import EndReason, ExecutionRecord, SpecError
 from forge_orchestration.model.messages import Message
-from forge_orchestration_tests.conftest import Forge, prerequisite
+from forge_orchestration.model.record import record_from_json
+from forge_orchestration_tests.conftest import PATIENCE, Forge, prerequisite, wait_until
 from forge_orchestration_tests.security.arena import OWN_UIDS
 
 
@@ -156,6 +160,42 @@ def test_an_interrupt_ends_the_sandbox(forge_home: Path) -> None:
     assert recorder.started is not None
     record = ExecutionFolder(forge_home / "executions", recorder.started.execution_id).read_record()
     assert record.end_reason is EndReason.CANCELED
+
+
+def test_who_ends_all_processes_of_a_service_leaves_it_its_grace(forge_home: Path) -> None:
+    """SIGTERM to supervisor, bubblewrap and analysis alike, as `systemctl stop` sends it: the analysis saves what it has."""
+    forge, before = Forge(forge_home), Forge(forge_home).executions()
+    code = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    open("/forge/outputs/last", "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+time.sleep(300)
+"""
+    with forge.started("exec", "--json", "--grace", "20s", "--", "python", "-c", code) as process:
+
+        def up() -> ExecutionRecord | None:
+            for one in forge.executions() - before:
+                log = forge_home / "executions" / one / "stdout.log"
+                if log.exists() and log.read_text() == "up\n":
+                    return forge.read_record(one)
+            return None
+
+        record = wait_until("the analysis", up)
+        assert record.native_id is not None
+        supervisor = int(record.native_id.partition(":")[0])
+        theirs = {supervisor, *(one.pid for one in psutil.Process(supervisor).children(recursive=True))}
+        assert len(theirs) >= 5, "supervisor, entrant, bubblewrap outside and inside, and the command"
+        for pid in theirs:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=60 * PATIENCE)
+    ended = record_from_json(said)
+    assert ended.end_reason is EndReason.CANCELED, ended.message
+    assert [one.path for one in ended.outputs] == ["last"]
 
 
 def test_an_input_swapped_after_its_check_is_noticed(forge_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,6 +282,74 @@ class TestGoneAway:
         assert forge.read_record(record.execution_id).end_reason is EndReason.EXECUTOR_ERROR
         assert f'"status":"{Status.FAILED}"' in forge("executions", "show", "--json", record.execution_id).stdout.replace(" ", "")
 
+    def test_of_many_that_nobody_waits_for_each_is_looked_at(self, forge: Forge, cluster: Cluster) -> None:
+        """The first still runs: it is not the only one that is asked about."""
+        records = []
+        for _ in range(3):
+            before = forge.executions()
+            with forge.started(*on_slurm(*LONG)) as process:
+                records.append(seen(forge, before, is_up))
+                process.kill()
+        lost = records[1:]
+        for record in lost:
+            os.kill(supervisor_of(record), signal.SIGKILL)
+        jobs = ",".join(job_of(record) for record in lost)
+        wait_until("the end of their jobs", lambda: not cluster.run("squeue", "--noheader", f"--jobs={jobs}").strip())
+
+        def are_closed() -> bool:
+            forge("gc")
+            return all(forge.read_record(record.execution_id).status.is_final for record in lost)
+
+        wait_until("their ends", are_closed, 20)
+        assert forge.read_record(records[0].execution_id).status is Status.RUNNING
+        cluster.run("scancel", job_of(records[0]))
+        wait_until("its end", lambda: forge.read_record(records[0].execution_id).status.is_final, 20)
+
+    def test_a_dead_twin_is_not_waited_for(self, forge: Forge, cluster: Cluster, tmp_path: Path) -> None:
+        folder = tmp_path / "twins"
+        folder.mkdir()
+        (folder / "run.sh").write_text(f"# {tmp_path}\necho up; sleep 15\n")
+        (folder / "analysis.yaml").write_text("command: [sh, run.sh]\nexecutor: slurm\n")
+        words = ("run", "--json", str(folder), "--cache", "use")
+        before = forge.executions()
+        with forge.started(*words) as process:
+            first = seen(forge, before, is_up)
+            process.kill()
+        os.kill(supervisor_of(first), signal.SIGKILL)
+        wait_until("the end of the job", lambda: not cluster.run("squeue", "--noheader", f"--jobs={job_of(first)}").strip())
+        second = record_from_json(forge(*words).stdout)
+        assert second.succeeded, second.message
+        assert forge.read_record(first.execution_id).end_reason is EndReason.EXECUTOR_ERROR
+
+
+class TestAWishToCancel:
+    def test_reaches_the_supervisor_without_slurm(self, forge: Forge, cluster: Cluster) -> None:
+        """The controller of the cluster is away when somebody asks."""
+        before = forge.executions()
+        code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (open('/forge/outputs/last', 'w').close(), sys.exit(0)));"
+        with forge.started(
+            *on_slurm("--grace", "20s", "--", "python", "-c", f"{code} print('up', flush=True); time.sleep(300)")
+        ) as process:
+            seen(forge, before, is_up)
+            cluster.end("slurmctld")
+            try:
+                process.send_signal(signal.SIGINT)
+                record = end_of(process)
+            finally:
+                cluster.start_controller()
+        assert (record.end_reason, record.message) == (EndReason.CANCELED, "Canceled."), record.message
+        assert [one.path for one in record.outputs] == ["last"]
+
+
+def test_a_scratch_folder_that_others_may_write_is_refused(forge_home: Path, tmp_path: Path, cluster: Cluster) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    forge = home_of(forge_home, tmp_path, f'{SETTINGS}scratch_dir = "{shared}"\n')
+    record = record_from_json(forge(*on_slurm("--", "true")).stdout)
+    assert record.end_reason is EndReason.SANDBOX_UNAVAILABLE and "can be written by, another user" in record.message
+    assert os.listdir(shared) == []
+
 
 class TestNothingTwice:
     def test_an_answer_that_is_lost(self, forge: Forge, tmp_path: Path) -> None:
