@@ -135,7 +135,7 @@ class ContainerSupervisor(Supervisor):
 
     def _ended(self, container: Container, group: Cgroup) -> None:
         self._ignore(container.ended)
-        group.counters()  # while the container's own group is there
+        group.refusals()  # while the container's own group is there
         away = container.is_away()
         container.note_end(killed=self._kill_at == KILLED)
         if container.was_away and container.exit_status == _UNKNOWN:

@@ -341,7 +341,7 @@ class Supervisor(ABC):
         out_of_memory = group.watch_out_of_memory()
         self._listen(self._wake_fd, lambda _: self._canceled(command, group))
         if out_of_memory is not None:
-            self._listen(out_of_memory, lambda _: self._kill(command, group) if group.counters().oom_kills else None)
+            self._listen(out_of_memory, lambda _: self._kill(command, group) if group.refusals().oom_kills else None)
         if self._controller is not None:
             self._listen(self._controller.fileno(), lambda _: self._controller_lost(command, group))
         next_look = refused_since = 0.0
@@ -361,8 +361,8 @@ class Supervisor(ABC):
             if now >= next_look:
                 next_look = now + plan.supervision.poll_s
                 self._look(command, group)
-                counters = group.counters()
-                if counters.oom_kills:
+                refusals = group.refusals()
+                if refusals.oom_kills:
                     self._kill(command, group)  # what the event came too early for, or what no event tells: the host's want
                 if self._publisher is not None and command.released_at:
                     with contextlib.suppress(OSError):  # no processes left, say; there is a next look
@@ -370,14 +370,14 @@ class Supervisor(ABC):
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
                     self._kill(command, group)  # no kernel stands in its way: every moment of grace would fill the host's disk
-                if counters.pids_refused > refused:
+                if refusals.pids_refused > refused:
                     # still refused on every look for a while: not a program that copes with its limit, but a fork bomb
                     refused_since = refused_since or now
                     if now - refused_since > plan.supervision.fork_bomb_grace_s:
                         self._kill(command, group)
                 else:
                     refused_since = 0.0
-                refused = counters.pids_refused
+                refused = refusals.pids_refused
         # whoever ends all processes of a service or of a job may reach the analysis before this one
         told = command.signal == signal.SIGTERM and not self._stops and select.select([self._wake_fd], [], [], _TOLD_TOO_S)[0]
         if told:

@@ -34,7 +34,6 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
     wait_until("nothing left", lambda: leftovers(made.home) == [])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600 * PATIENCE)
 @pytest.mark.parametrize("hours", [3, -3])
 def test_a_jump(deployment: Deployment, hours: int) -> None:

@@ -261,6 +261,8 @@ class Neighbour:
         self._started = threading.Event()
         self.record: ExecutionRecord | None = None
         environment = {"NEIGHBOUR_TOKEN": token, "NEIGHBOUR_PORT": str(self._port), "NEIGHBOUR_ABSTRACT": self._abstract}
+        # one that beats without a rest takes an emulated processor for itself
+        environment["NEIGHBOUR_PAUSE_S"] = str(0.02 * PATIENCE)
         self._thread = threading.Thread(target=self._run, args=(program, environment), daemon=True)
         self._thread.start()
         assert self._started.wait(60), "the neighbour did not start"

@@ -18,10 +18,11 @@ from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
 
 CPU_PERIOD_US = 100_000
+_CONTROL_FILE_BYTES = 2**16
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """What the kernel counted for a group. The `refused`/`kills` numbers decide end reasons; the rest is usage.
+class Refusals(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel would not give a group. It decides end reasons, and is looked at many times a second.
 
     Attributes:
         oom_kills: Processes of the group that the kernel killed for want of memory.
@@ -32,6 +33,11 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     oom_kills: int = 0
     memory_limit_hit: bool = False
     pids_refused: int = 0
+
+
+class Counters(Refusals, frozen=True, kw_only=True):
+    """All that the kernel counted for a group, its usage among it."""
+
     cpu_user_s: Measured | None = None
     cpu_system_s: Measured | None = None
     peak_memory_bytes: Measured | None = None
@@ -74,6 +80,10 @@ class Cgroup(ABC):
         """The lines that `/proc/PID/cgroup` holds for a member, without the hierarchy numbers of v1."""
 
     @abstractmethod
+    def refusals(self) -> Refusals:
+        """What the kernel refused until now."""
+
+    @abstractmethod
     def counters(self) -> Counters:
         """What the kernel counted until now."""
 
@@ -82,7 +92,7 @@ class Cgroup(ABC):
         """Send SIGKILL to every member at once, in a way that no fork can outrun."""
 
     def watch_out_of_memory(self) -> int | None:
-        """A descriptor that becomes readable when members lack memory, until `counters` is called; None if all end by itself."""
+        """A descriptor that becomes readable when members lack memory, until `refusals` is called; None if all end by itself."""
         return None
 
     @property
@@ -165,8 +175,15 @@ def write(path: Path | str, value: str) -> None:
 
 
 def read(path: Path) -> str:
-    """The content of a control file."""
-    return path.read_text().strip()
+    """The content of a control file, without the calls that opening a file as text takes: it is read many times a second."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, _CONTROL_FILE_BYTES):
+            parts.append(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode().strip()
 
 
 def keyed(text: str) -> dict[str, int]:

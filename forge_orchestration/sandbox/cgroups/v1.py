@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
@@ -15,6 +17,7 @@ from forge_orchestration.sandbox.cgroups.base import (
     CPU_PERIOD_US,
     Cgroup,
     Counters,
+    Refusals,
     expect,
     keyed,
     kill_pids,
@@ -96,10 +99,8 @@ class CgroupV1(Cgroup):
         # v1 kills one process and lets the rest go on, half dead: the supervisor hears of it here and ends them
         return self._here
 
-    def counters(self) -> Counters:
-        memory, accounting, pids = self._folder["memory"], self._folder["cpuacct"], self._folder["pids"]
-        user, system = _cpu_seconds(accounting)
-        peak, peak_pids = memory / "memory.max_usage_in_bytes", pids / "pids.peak"
+    def refusals(self) -> Refusals:
+        memory, pids = self._folder["memory"], self._folder["pids"]
         # the kernel tells a group of its own want and of that of every group above it: what is told here and not above is its own
         self._told_here += _count(self._here)
         self._told_above += _count(self._above)
@@ -109,10 +110,13 @@ class CgroupV1(Cgroup):
         if self.holds_container:
             kills += self._beneath(memory / "memory.oom_control", "oom_kill", at_least=int(own_limit))
             refused += self._beneath(pids / "pids.events", "max")
+        return Refusals(oom_kills=kills, memory_limit_hit=own_limit, pids_refused=refused)
+
+    def counters(self) -> Counters:
+        user, system = _cpu_seconds(self._folder["cpuacct"])
+        peak, peak_pids = self._folder["memory"] / "memory.max_usage_in_bytes", self._folder["pids"] / "pids.peak"
         return Counters(
-            oom_kills=kills,
-            memory_limit_hit=own_limit,
-            pids_refused=refused,
+            **msgspec.structs.asdict(self.refusals()),
             cpu_user_s=user,
             cpu_system_s=system,
             peak_memory_bytes=Measured(value=int(read(peak)), source=str(peak)),

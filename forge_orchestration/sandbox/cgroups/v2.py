@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import msgspec
+
 from forge_orchestration.errors import SandboxError
 from forge_orchestration.model.limits import Limits
 from forge_orchestration.model.record import Enforced, Measured
@@ -13,6 +15,7 @@ from forge_orchestration.sandbox.cgroups.base import (
     CPU_PERIOD_US,
     Cgroup,
     Counters,
+    Refusals,
     expect,
     keyed,
     kill_pids,
@@ -73,21 +76,27 @@ class CgroupV2(Cgroup):
     def membership(self) -> set[str]:
         return {f":/{self.name}"}
 
-    def counters(self) -> Counters:
+    def refusals(self) -> Refusals:
         path = self._path
         local = path / "memory.events.local"
         events = keyed(read(path / "memory.events"))
         own = keyed(read(local)) if local.exists() else events
-        cpu = keyed(read(path / "cpu.stat"))
-        stat = str(path / "cpu.stat")
-        transfers = _io_bytes(path / "io.stat")
         refused = keyed(read(path / "pids.events")).get("max", 0)
         if self.holds_container:  # before 6.11 counted where the process was
             refused = max(refused, self._beneath(path / "pids.events", "max"))
-        return Counters(
+        return Refusals(
             oom_kills=events.get("oom_kill", 0),
             memory_limit_hit=own.get("oom", 0) > 0,  # oom_group_kill also counts what a limit above did to this group
             pids_refused=refused,
+        )
+
+    def counters(self) -> Counters:
+        path = self._path
+        cpu = keyed(read(path / "cpu.stat"))
+        stat = str(path / "cpu.stat")
+        transfers = _io_bytes(path / "io.stat")
+        return Counters(
+            **msgspec.structs.asdict(self.refusals()),
             cpu_user_s=Measured(value=cpu["user_usec"] / 1e6, source=stat),
             cpu_system_s=Measured(value=cpu["system_usec"] / 1e6, source=stat),
             peak_memory_bytes=_peak(path / "memory.peak"),

@@ -23,7 +23,7 @@ listeners = (tcp, abstract, named)
 for one in listeners:
     one.listen()
     one.setblocking(False)
-beat = 0
+beat, pause_s = 0, float(os.environ["NEIGHBOUR_PAUSE_S"])
 while not os.path.exists("/forge/inputs/folder/stop"):
     for path in files:
         with open(path) as file:
@@ -37,5 +37,5 @@ while not os.path.exists("/forge/inputs/folder/stop"):
         sys.exit("there is another process")
     beat += 1
     print(beat, flush=True)
-    time.sleep(0.02)
+    time.sleep(pause_s)
 print("in peace")

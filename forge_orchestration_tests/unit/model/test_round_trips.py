@@ -92,7 +92,7 @@ from forge_orchestration.resume.system_view import SystemView, _Look
 from forge_orchestration.runtimes.catalog import Runtime, RuntimeDefinition
 from forge_orchestration.runtimes.index import Part
 from forge_orchestration.runtimes.seal import Entry, Verdict
-from forge_orchestration.sandbox.cgroups.base import Counters
+from forge_orchestration.sandbox.cgroups.base import Counters, Refusals
 from forge_orchestration.sandbox.cgroups.find import CgroupSite, Greeting
 from forge_orchestration.sandbox.entry import Ended, Failed, Keeper, Launch
 from forge_orchestration.sandbox.identity import Identity
@@ -261,6 +261,7 @@ EXAMPLES: list[msgspec.Struct] = [
     SlurmSettings(
         partition="p", account="a", qos="q", python=TEXT, poll_s=1.5, record_s=2.5, commands_per_minute=3, spare_bytes=4, spare_s=5.5
     ),
+    Refusals(oom_kills=1, memory_limit_hit=True, pids_refused=2),
     Counters(
         oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
