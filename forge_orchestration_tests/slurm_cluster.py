@@ -117,10 +117,7 @@ class Cluster:
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
-        self._begin(
-            "munged", "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
-            f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed",
-        )  # fmt: skip
+        self._begin_munge("munge")
         data = folder / "mysql"
         subprocess.run(
             ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal", "--skip-test-db"],
@@ -156,6 +153,19 @@ class Cluster:
         """One node."""
         self._begin(name, "slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf"))
 
+    @contextlib.contextmanager
+    def another_clock(self, ahead: str) -> Iterator[dict[str, str]]:
+        """What Slurm's commands need in their environment to be those of a host whose clock is ahead (`+1h`) of the cluster's."""
+        host_packages("faketime")
+        self._begin_munge("ahead", "faketime", "-f", ahead)
+        configuration = self.folder / "ahead.conf"
+        configuration.write_text((self.folder / "slurm.conf").read_text().replace("/munge.socket", "/ahead.socket"))
+        wait_until("the other munged", (self.folder / "ahead.socket").exists)
+        try:
+            yield {"SLURM_CONF": str(configuration)}
+        finally:
+            self.end("ahead")
+
     def end(self, name: str, number: int = signal.SIGTERM) -> None:
         """End the controller (`slurmctld`) or a node by its name, and wait for that."""
         process = self._processes.pop(name)
@@ -178,6 +188,11 @@ class Cluster:
     def _answers(self, *command: str) -> bool:
         done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.returncode == 0 and "DOWN" not in done.stdout
+
+    def _begin_munge(self, name: str, *before: str) -> None:
+        own = [f"--{what}-file={self.folder}/{name}.{what}" for what in ("pid", "log", "seed")]
+        socket = f"--socket={self.folder}/{name}.socket"
+        self._begin(name, *before, "munged", "--foreground", "--force", f"--key-file={self.folder}/munge.key", socket, *own)
 
     def _begin(self, name: str, *command: str) -> None:
         environment = {**os.environ, **self.environment}

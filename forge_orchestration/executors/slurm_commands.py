@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -42,13 +42,16 @@ _ACCOUNTED_DAYS = 30
 _NEVER = re.compile(
     r"^Partition(Time|Config)|(?<=Max)(WallDuration|Cpu|Mem|Node)\w*(?=PerJob)|BadConstraints|InvalidAccount|InvalidQOS"
 )
-_JOB = re.compile(r"[0-9]+")
+_JOB = re.compile(r"([0-9]+)(?:_([0-9]+))?")  # 17; or 17_3, a task of an array
 _FOR_EVER = re.compile(
     r"violates accounting/QOS policy|invalid (partition|account|qos|feature|generic resource)|Requested node configuration is not available|"
     r"Memory specification can not be satisfied|More processors requested than permitted|User's group not permitted|"
-    r"Access/permission denied|Invalid account or account/partition|time limit is invalid|Requested time limit is invalid",
+    r"Access/permission denied|Invalid account or account/partition|time limit is invalid|Requested time limit is invalid|Invalid job array specification",
     re.IGNORECASE,
 )
+
+
+_NOT_BELIEVED = re.compile(r"munge|credential|authentication", re.IGNORECASE)
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +78,15 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
         return f"Slurm would never start it: {self.reason}. Ask for less time, memory or processors, or see what there is: sinfo --Node --long."
 
 
-def name_of(execution_id: str) -> str:
-    """What the job of an execution is called; by it a job is found again whose number was lost."""
-    return f"forge-{execution_id}"
+def name_of(execution_ids: Sequence[str]) -> str:
+    """What the job of an execution is called, or the array of several; by it a job is found again whose number was lost."""
+    more = f"-and-{len(execution_ids) - 1}" if len(execution_ids) > 1 else ""
+    return f"forge-{execution_ids[0]}{more}"
+
+
+def task_of(job: str, number: int | None) -> str:
+    """A task of an array; the job itself if it is none."""
+    return job if number is None else f"{job}_{number}"
 
 
 def native_id(job: str) -> str:
@@ -91,37 +100,56 @@ def job_of(native_id: str | None) -> str | None:
     return job if word == "slurm" and _JOB.fullmatch(job) else None
 
 
-def submit(execution_id: str, limits: Limits, settings: SlurmSettings, folder: str) -> list[str]:
-    """The `sbatch` command; the script is its input.
+def resources(limits: Limits, settings: SlurmSettings) -> tuple[str, ...]:
+    """What a job asks for, in the words of `sbatch`.
 
     Slurm's limits are wider than Forge's, which are set on the node and tell why an execution ended: memory by what supervisor
     and page cache of the runtime may take, time by the grace and by what setting up takes.
     """
     minutes = math.ceil((limits.wall_time_s + limits.grace_s + settings.spare_s) / 60)
     memory_mib = math.ceil((limits.memory_bytes + settings.spare_bytes) / _MIB)
-    command = [
-        "sbatch", "--parsable", f"--job-name={name_of(execution_id)}", f"--comment=forge:{execution_id}", "--export=ALL", "--no-requeue",
+    named = {"partition": settings.partition, "account": settings.account, "qos": settings.qos}
+    return (
         "--nodes=1", "--ntasks=1", f"--cpus-per-task={max(1, math.ceil(limits.cpus))}", f"--mem={memory_mib}M", f"--time={minutes}",
-        f"--output={folder.replace('%', '%%')}/slurm.log", "--open-mode=append", "--chdir=/",
+        *(f"--{key}={value}" for key, value in named.items() if value),
+    )  # fmt: skip
+
+
+def submit(execution_ids: Sequence[str], asked: Iterable[str]) -> list[str]:
+    """The `sbatch` command; the script is its input. Several executions are the tasks of one job array.
+
+    Args:
+        asked: `resources`, of each.
+    """
+    array = [f"--array=0-{len(execution_ids) - 1}"] if len(execution_ids) > 1 else []
+    return [
+        "sbatch", "--parsable", f"--job-name={name_of(execution_ids)}", *array, "--export=ALL", "--no-requeue",
+        "--output=/dev/null", "--chdir=/", *asked,
     ]  # fmt: skip
-    command += [
-        f"--{key}={value}"
-        for key, value in (("partition", settings.partition), ("account", settings.account), ("qos", settings.qos))
-        if value
-    ]
-    return command
 
 
-def script(entry_point: Iterable[str], words: Iterable[str]) -> str:
-    """What the job does: nothing but to start Forge's entry point on the node, in place of the shell."""
-    names = f'export FORGE_NATIVE_ID="{native_id("$SLURM_JOB_ID")}" FORGE_NODE="$SLURMD_NODENAME"'
-    return f"#!/bin/sh\n{names}\nexec {shlex.join([*entry_point, *words])}\n"
+def script(entry_point: Iterable[str], executions: str, execution_ids: Sequence[str], places: Iterable[str]) -> str:
+    """What the job does: nothing but to start Forge's entry point on the node, in place of the shell.
+
+    Args:
+        executions: The folder in which each has its own.
+        places: The other arguments of the entry point.
+    """
+    job = native_id("${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}")
+    return f"""\
+#!/bin/sh
+export FORGE_NATIVE_ID="{job}" FORGE_NODE="$SLURMD_NODENAME"
+set -- {" ".join(execution_ids)}
+shift "${{SLURM_ARRAY_TASK_ID:-0}}"
+folder={shlex.quote(executions)}/"$1"
+exec {shlex.join(entry_point)} "$folder" {shlex.join(places)} >> "$folder/slurm.log" 2>&1
+"""
 
 
 def submitted(answer: str) -> str | None:
     """The job's number in what `sbatch --parsable` says (`123` or `123;cluster`); None if there is none."""
     found = answer.strip().partition(";")[0]
-    return found if _JOB.fullmatch(found) else None
+    return found if found.isdecimal() else None
 
 
 def is_permanent(complaint: str) -> bool:
@@ -133,31 +161,44 @@ def remedy(complaint: str) -> str:
     """What to do about it."""
     if re.search(r"node configuration|memory specification|more processors", complaint, re.IGNORECASE):
         return "Ask for less, or see what nodes there are: sinfo --Node --long"
+    if _NOT_BELIEVED.search(complaint):
+        return "See that the clocks of this host and of Slurm's agree to within five minutes, that munged runs, and that its key is theirs: timedatectl; munge -n | unmunge"
+    if "array" in complaint:
+        return "Lower array_size under [slurm] in settings.toml; the cluster's own is in: scontrol show config | grep MaxArraySize"
     if "time limit" in complaint.lower():
         return "Lower the wall time limit, or see what partitions allow: sinfo --long"
-    return "See [slurm] in settings.toml, and: sinfo; sacctmgr show associations user=$USER"
+    return "See [slurm] in settings.toml, and: sinfo; scontrol ping; sacctmgr show associations user=$USER"
 
 
 def queue(jobs: Iterable[str]) -> list[str]:
-    """Of all these jobs at once, also of those that have just ended."""
-    return ["squeue", "--noheader", "--states=all", f"--jobs={','.join(sorted(jobs, key=int))}", "--format=%i|%T|%N|%e|%r"]
+    """Of all these jobs at once, also of those that have just ended, each task of an array on its line."""
+    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={_listed(jobs)}", "--format=%i|%T|%N|%e|%r"]
 
 
-def named(execution_id: str) -> list[str]:
+def named(name: str) -> list[str]:
     """The user's jobs of this name that Slurm knows of."""
-    return ["squeue", "--noheader", "--me", "--states=all", f"--name={name_of(execution_id)}", "--format=%i"]
+    return ["squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%F"]
 
 
 def accounted(jobs: Iterable[str]) -> list[str]:
     """Of those that the controller has forgotten, from its accounts."""
-    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--starttime=now-{_ACCOUNTED_DAYS}days", f"--jobs={','.join(sorted(jobs, key=int))}",
-            "--format=JobIDRaw,State,NodeList,End,Reason"]  # fmt: skip
+    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--starttime=now-{_ACCOUNTED_DAYS}days", f"--jobs={_listed(jobs)}",
+            "--array", "--format=JobID,State,NodeList,End,Reason"]  # fmt: skip
 
 
-def accounted_name(execution_id: str) -> list[str]:
+def accounted_name(name: str) -> list[str]:
     """The same from its accounts."""
     since = f"--starttime=now-{_ACCOUNTED_DAYS}days"
-    return ["sacct", "--noheader", "--parsable2", "--allocations", since, f"--name={name_of(execution_id)}", "--format=JobIDRaw"]
+    return ["sacct", "--noheader", "--parsable2", "--allocations", since, f"--name={name}", "--format=JobID"]
+
+
+def numbers(answer: str) -> list[str]:
+    """The jobs in what `named` or `accounted_name` say, arrays by their own number: `17`, `17_3`, `17_[4-9]`."""
+    return list(dict.fromkeys(word.partition("_")[0] for word in answer.split()))
+
+
+def _listed(jobs: Iterable[str]) -> str:
+    return ",".join(sorted(jobs, key=lambda job: [int(part) for part in job.split("_")]))
 
 
 def states(answer: str) -> dict[str, JobState]:
@@ -192,11 +233,6 @@ def ask_to_end(job: str) -> list[str]:
 def remove(job: str) -> list[str]:
     """One of which nobody is to hear any more."""
     return ["scancel", job]
-
-
-def remove_named(execution_id: str) -> list[str]:
-    """Whatever job of the user's has the name of this execution."""
-    return ["scancel", "--me", f"--name={name_of(execution_id)}"]
 
 
 def verdict(state: JobState, job: str) -> tuple[EndReason, str]:

@@ -97,6 +97,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         poll_s: Between two questions about all jobs that are waited for.
         record_s: How long the record of a job that has ended may take to be seen here.
         commands_per_minute: More of Slurm's commands a process does not give.
+        array_size: As many executions at most are submitted as one job array; 1: each is a job of its own.
         spare_bytes, spare_s: What a job is given beside the limits of its execution, for the supervisor and for setting up.
     """
 
@@ -108,6 +109,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     poll_s: Annotated[float, msgspec.Meta(ge=0.2, le=600)] = 2.0
     record_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 10.0
     commands_per_minute: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 120
+    array_size: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
     spare_bytes: Annotated[int, msgspec.Meta(ge=0)] = 256 * 2**20
     spare_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 

@@ -99,11 +99,11 @@ class Deployment:
         """Build `forge-python`, the one runtime that these tests need."""
         self.forge("runtimes", "build", "forge-python")
 
-    def forge(self, *arguments: str) -> str:
+    def forge(self, *arguments: str, timeout_s: float = RUN_S) -> str:
         """What a `forge` command that must succeed prints."""
         done = subprocess.run(
             [sys.executable, "-c", "import sys; from forge_orchestration.cli.main import main; sys.exit(main())", *arguments],
-            env=self.environment, capture_output=True, text=True, timeout=RUN_S,
+            env=self.environment, capture_output=True, text=True, timeout=timeout_s,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -300,9 +300,9 @@ class Webserver:
         run_id: str = answer["run"]["runId"]
         return run_id
 
-    def start_job(self, job: str, ops: dict[str, Any] | None = None) -> str:
-        """Launch a job that is no analysis' and must be accepted; the id of the run."""
-        answer = self._launch({"selector": _selector(job)}, ops or {})
+    def start_job(self, job: str, ops: dict[str, Any] | None = None, tags: Mapping[str, str] | None = None) -> str:
+        """Launch a job with the config of its ops, which must be accepted; the id of the run."""
+        answer = self._launch({"selector": _selector(job), "executionMetadata": {"tags": _tags(tags or {})}}, ops or {})
         assert answer["__typename"] == "LaunchRunSuccess", answer
         run_id: str = answer["run"]["runId"]
         return run_id
@@ -313,11 +313,7 @@ class Webserver:
 
     def start_tagged(self, job: str, tags: Mapping[str, str]) -> str:
         """Launch a run with tags of one's own; its id."""
-        listed = [{"key": key, "value": value} for key, value in tags.items()]
-        answer = self._launch({"selector": _selector(job), "executionMetadata": {"tags": listed}}, {})
-        assert answer["__typename"] == "LaunchRunSuccess", answer
-        run_id: str = answer["run"]["runId"]
-        return run_id
+        return self.start_job(job, tags=tags)
 
     def _launch(self, target: dict[str, Any], ops: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self.query(
@@ -336,6 +332,16 @@ class Webserver:
         assert answer["__typename"] == "LaunchRunSuccess", answer
         run_id: str = answer["run"]["runId"]
         return run_id
+
+    def execute_again(self, run_id: str, strategy: str = "ALL_STEPS") -> dict[str, Any]:
+        """Press Re-execute, all or `FROM_FAILURE`, with the config that is stored with a run."""
+        answer: dict[str, Any] = self.query(
+            """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) { __typename
+                 ... on LaunchRunSuccess { run { runId } }
+                 ... on RunConfigValidationInvalid { errors { message } } ... on PythonError { message } } }""",
+            params={"parentRunId": run_id, "strategy": strategy},
+        )["launchRunReexecution"]
+        return answer
 
     def default_config(self, job: str) -> str:
         """What the launchpad fills in."""
@@ -359,9 +365,9 @@ class Webserver:
         ]
         return status
 
-    def wait(self, run_id: str) -> str:
+    def wait(self, run_id: str, timeout_s: float = RUN_S) -> str:
         """The final status of a run."""
-        return wait_for("the run's end", lambda: status if (status := self.status(run_id)) in FINAL else None)
+        return wait_for("the run's end", lambda: status if (status := self.status(run_id)) in FINAL else None, timeout_s)
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
         """The events of a run until now."""
@@ -454,6 +460,10 @@ def _entry(entry: dict[str, Any]) -> Any:
     if entry["__typename"] == "TableMetadataEntry":
         return [json.loads(record) for record in entry["table"]["records"]]
     return next((value for name, value in entry.items() if name not in ("label", "__typename")), None)
+
+
+def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in tags.items()]
 
 
 def _selector(job: str) -> dict[str, Any]:

@@ -55,17 +55,6 @@ def reload(server: Webserver) -> dict[str, Any]:
     return entry["locationOrLoadError"]  # type: ignore[no-any-return]
 
 
-def execute_again(server: Webserver, run_id: str) -> dict[str, Any]:
-    """Press Re-execute all, with the config that is stored with a run."""
-    answer: dict[str, Any] = server.query(
-        """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) { __typename
-             ... on LaunchRunSuccess { run { runId } }
-             ... on RunConfigValidationInvalid { errors { message } } ... on PythonError { message } } }""",
-        params={"parentRunId": run_id, "strategy": "ALL_STEPS"},
-    )["launchRunReexecution"]
-    return answer
-
-
 def why(server: Webserver, run_id: str) -> str:
     """What the event says with which a run failed."""
     (event,) = [event for event in server.events(run_id) if event["__typename"] == "RunFailureEvent"]
@@ -86,7 +75,7 @@ def test_a_stored_config_whose_runtime_was_removed(deployment: Deployment, serve
     shutil.rmtree(other_runtime)
     assert reload(server)["__typename"] == "RepositoryLocation"
     before = server.run_ids()
-    again = execute_again(server, first)
+    again = server.execute_again(first)
     assert again["__typename"] != "LaunchRunSuccess" and "ForgeRuntime got other" in str(again), again
     assert server.run_ids() == before
     with deployment.daemon():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import stat
@@ -188,6 +189,11 @@ class TestRefused:
         done = forge(*on_slurm("--", "true"), env={"PATH": str(tools)})
         assert done.returncode == 3 and "scontrol is not installed" in done.stderr and forge.executions() == before
 
+    def test_a_clock_that_is_not_the_clusters(self, forge: Forge, cluster: Cluster) -> None:
+        with cluster.another_clock("+1h") as environment:
+            done = forge(*on_slurm("--", "true"), env=environment)
+        assert done.returncode in (3, 5) and "clocks of this host and of Slurm's agree" in done.stdout + done.stderr, done
+
     def test_the_scratch_folder_of_the_node_is_full(self, forge_home: Path, tmp_path: Path, cluster: Cluster) -> None:
         small = tmp_path / "small"
         small.mkdir()
@@ -365,7 +371,7 @@ class TestNothingTwice:
         record = record_from_json(done.stdout)
         assert record.succeeded and Path(record.logs["stdout"].path).read_bytes() == b"once\n"
 
-    def test_many_at_once_are_one_question(self, forge_home: Path, tmp_path: Path, cluster: Cluster) -> None:
+    def test_many_at_once_are_one_array_and_one_question(self, forge_home: Path, tmp_path: Path, cluster: Cluster) -> None:
         tools = tmp_path / "bin"
         tools.mkdir()
         said = tmp_path / "said"
@@ -375,11 +381,13 @@ class TestNothingTwice:
             fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
         forge = home_of(forge_home, tmp_path)
         program = (
-            "import sys, threading; from forge_orchestration.api import command_spec; from forge_orchestration.engine import Engine;"
+            "import msgspec, threading; from forge_orchestration.api import command_spec; from forge_orchestration.engine import Engine;"
             "from forge_orchestration.settings import load_settings; settings = load_settings(); engine = Engine(settings); ended = [];"
-            "spec = command_spec(('sleep', '2'), settings, executor='slurm');"
-            "threads = [threading.Thread(target=lambda: ended.append(engine.run(spec).succeeded)) for _ in range(20)];"
-            "[one.start() for one in threads]; [one.join() for one in threads]; print(sum(ended))"
+            "spec = command_spec(('sh', '-c', 'echo $0; sleep 2', 'NUMBER'), settings, executor='slurm', limits={'memory': '128MiB'});"
+            "specs = [msgspec.structs.replace(spec, command=(*spec.command[:-1], str(number))) for number in range(20)];"
+            "threads = [threading.Thread(target=lambda spec: ended.append(engine.run(spec)), args=[spec]) for spec in specs];"
+            "[one.start() for one in threads]; [one.join() for one in threads];"
+            "print(*(f'{one.native_id} {one.command[-1]} {open(one.logs[\"stdout\"].path).read()}' for one in ended if one.succeeded), sep='')"
         )
         environment = forge.environment({"PATH": f"{tools}:{os.environ['PATH']}"})
         started = time.monotonic()
@@ -387,9 +395,10 @@ class TestNothingTwice:
             [conftest.sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=200
         )
         took_s = time.monotonic() - started
-        assert done.stdout == "20\n", done.stderr
+        ended = [line.split() for line in done.stdout.splitlines()]
+        assert {said for _, _, said in ended} == {str(number) for number in range(20)}, done.stderr
+        assert all(said == asked for _, asked, said in ended), "each is its own"
         asked = said.read_text().split()
-        assert asked.count("sbatch") == 20
-        assert len(asked) - 20 <= 2 * (took_s / 0.5) + 4, (
-            "a question and, for those that are forgotten, another: each half a second"
-        )
+        arrays = collections.Counter(job.partition("_")[0] for job, _, _ in ended)
+        assert len(arrays) == asked.count("sbatch") <= 5, (arrays, asked)
+        assert len(asked) - 5 <= 2 * (took_s / 0.5) + 4, "a question and, for those that are forgotten, another: each half a second"

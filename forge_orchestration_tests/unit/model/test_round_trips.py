@@ -17,6 +17,7 @@ from forge_orchestration.executions.statistics import FailedExecution
 from forge_orchestration.executors.admission import Book, Claim
 from forge_orchestration.executors.registry import ExecutorFacts
 from forge_orchestration.executors.slurm import Job
+from forge_orchestration.executors.slurm_cluster import Asked, Submission
 from forge_orchestration.health.changes import Change, Trouble
 from forge_orchestration.health.host import ClockReading
 from forge_orchestration.health.last import LastResult, LastResults
@@ -257,9 +258,9 @@ EXAMPLES: list[msgspec.Struct] = [
     ResolvedInput(name="n", path=TEXT, device=2**64 - 1, inode=2**64 - 1, facts=INPUT, stamp="1-2", owner=(1, 2)),
     RuntimeRule(runtime="r", group="g", tag=TEXT),
     ExecutorRule(executor="e", group="g", tag=TEXT, memory_over="16GiB"),
-    Job(job="17", submitted_at=1.5),
+    Job(job="17", submitted_at=1.5), Asked(name="n", task=3), Submission(resources=("a",), entry_point=("b",), executions="/e", places=("c",)),
     SlurmSettings(
-        partition="p", account="a", qos="q", python=TEXT, poll_s=1.5, record_s=2.5, commands_per_minute=3, spare_bytes=4, spare_s=5.5
+        partition="p", account="a", qos="q", python=TEXT, poll_s=1.5, record_s=2.5, commands_per_minute=3, array_size=4, spare_bytes=4, spare_s=5.5
     ),
     Refusals(oom_kills=1, memory_limit_hit=True, pids_refused=2),
     Counters(
