@@ -58,7 +58,7 @@ def collect_outputs(
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for path, parent_fd, name, why in _walk(root, caps):
-            if path.startswith(b".") and not hidden:
+            if name and path.startswith(b".") and not hidden:
                 continue
             why = why or (f"more than {caps.max_files} files" if len(outputs) >= caps.max_files else "")
             if not why:

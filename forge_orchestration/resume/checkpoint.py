@@ -19,7 +19,8 @@ from forge_orchestration.settings import Settings
 def plan_of(spec: AnalysisSpec, fingerprint: str | None, settings: Settings) -> CheckpointPlan | None:
     """Where an execution publishes its checkpoints, and the one that it goes on from; None without a fingerprint, or if it shall not.
 
-    Whoever asks for a result to be refreshed wants it computed from its beginning.
+    Whoever asks for a result to be refreshed wants it computed from its beginning; and what a suspect execution has left is not to
+    become the result of one that is not.
     """
     if fingerprint is None:
         return None
@@ -28,13 +29,19 @@ def plan_of(spec: AnalysisSpec, fingerprint: str | None, settings: Settings) -> 
     folder = _folder(fingerprint, settings)
     start = latest(folder)
     own = start and made_by(start) == spec.previous_execution_id  # another attempt of what was to be refreshed goes on with that
-    return CheckpointPlan(folder=str(folder), start=start if own or spec.cache != "refresh" else "")
+    wanted = (own or spec.cache != "refresh") and not _is_suspect(start, settings)
+    return CheckpointPlan(folder=str(folder), start=start if wanted else "")
 
 
 def unused(spec: AnalysisSpec, wanted: Fingerprint | None, settings: Settings, store: Store) -> CheckpointFacts | None:
     """Facts that say why the last execution's checkpoint is not gone on from; None if nothing is to be said."""
     if wanted is None or spec.cache == "refresh":
         return None
+    start = latest(_folder(wanted.digest, settings))
+    if _is_suspect(start, settings):
+        return CheckpointFacts(
+            why=f"The checkpoint of execution {made_by(start)} is not gone on from, because that execution is suspect."
+        )
     for execution_id in store.latest_of(spec.name, spec.partition)[:1]:
         try:
             last = ExecutionFolder(settings.executions_dir, execution_id).read_record()
@@ -56,6 +63,14 @@ def forget(record: ExecutionRecord, settings: Settings) -> None:
         with held(folder, wait=False) as alone:
             if alone:  # else another execution of the same is being given one
                 discard(folder)
+
+
+def _is_suspect(name: str, settings: Settings) -> bool:
+    """Whether a checkpoint was made by an execution that is suspect, as its record says."""
+    try:
+        return bool(name) and ExecutionFolder(settings.executions_dir, made_by(name)).read_record().suspect
+    except ForgeError:  # it is gone by the deployment's own rules
+        return False
 
 
 def _folder(fingerprint: str, settings: Settings) -> Path:

@@ -178,6 +178,7 @@ def _become_command(channel: socket.socket, launch: Launch, standard: list[int],
     for path in launch.join_files:  # by the host's paths, and so before the mounts change
         write(path, "0")
     precedence.stand_back(launch.neighbours)
+    linux.take_login_uid(launch.identity.uid)
     if not launch.identity.is_own:
         subordinate.limit_shared_stocks()
         write("/proc/sys/user/max_user_namespaces", "1")  # of bubblewrap's, in which this process is: the one below, and no further

@@ -36,6 +36,7 @@ _MOUNT_ATTR_IDMAP, _MOUNT_ATTR_READ_ONLY_NOSUID_NODEV = 0x00100000, 1 | 2 | 4
 _MADV_POPULATE_WRITE = 23
 _RENAME_EXCHANGE = 2
 _SCHED_ATTR_BYTES = 48
+_NOBODY_YET = 0xFFFFFFFF
 
 
 class _SockFprog(ctypes.Structure):
@@ -301,6 +302,20 @@ def warm_up() -> None:
 
 
 @functools.cache
+def take_login_uid(uid: int) -> None:
+    """Be `uid` in the host's audit records, for good. Nothing happens where this process is somebody already, or nothing is audited.
+
+    Whoever is nobody yet, as a service and its children are, could call itself root there.
+    """
+    path = "/proc/self/loginuid"
+    with contextlib.suppress(FileNotFoundError):
+        with open(path) as file:
+            if int(file.read()) != _NOBODY_YET:
+                return
+        with open(path, "w") as file:
+            file.write(str(uid))
+
+
 def boot_id() -> str:
     """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

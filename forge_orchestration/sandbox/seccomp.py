@@ -21,7 +21,12 @@ _CLONE_PARENT = 0x8000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _RLIMIT_CORE = 4
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
-_F_SETLEASE, _F_NOTIFY = 1024, 1026
+_FS_IOC_RESVSP, _FS_IOC_RESVSP64, _FS_IOC_ZERO_RANGE = 0x40305828, 0x4030582A, 0x40305839
+_F_SETLEASE, _F_NOTIFY, _F_SETDELEG = 1024, 1026, 1040
+_SECCOMP_SET_MODE_FILTER = 1
+_PR_SET_SECCOMP, _PR_SCHED_CORE = 22, 62
+_SOL_SOCKET = 1
+_SO_ATTACH = (26, 50, 51, 52)  # FILTER, BPF, REUSEPORT_CBPF, REUSEPORT_EBPF
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _PROTOCOLS = (0, 6, 17)  # the family's own choice, TCP, UDP
 _ODD_KINDS = (4, 5, 6, 10)  # rdm, seqpacket, dccp, packet
@@ -47,6 +52,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+_IN_PART = ("clone", "fcntl", "ioctl", "prctl", "seccomp", "setsockopt", "socket", "socketpair")
 # what libseccomp has no name for yet; these numbers are the same on every architecture
 NEWER = {467: "open_tree_attr"}
 
@@ -97,7 +103,7 @@ def filter_program() -> bytes:
     # clone3 hides its flags in memory, where a filter cannot look: ENOSYS makes the C library use clone
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for request in (_TIOCSTI, _TIOCLINUX):
-        rules.add_rule(refuse, "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request))
+        rules.add_rule(refuse, "ioctl", _is(pyseccomp, 1, request))
     # the kernel looks at the lower half of a family only, a comparison at all of it: what is above the last one is refused whole
     rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.GT, max(_AF_ALLOWED)))
     for family in range(max(_AF_ALLOWED)):
@@ -121,19 +127,32 @@ def filter_program() -> bytes:
     both = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
     kept = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, both, _FALLOC_KEEP_SIZE)
     rules.add_rule(pyseccomp.ERRNO(errno.EOPNOTSUPP), "fallocate", kept)
+    for request in (_FS_IOC_RESVSP, _FS_IOC_RESVSP64, _FS_IOC_ZERO_RANGE):
+        rules.add_rule(pyseccomp.ERRNO(errno.EOPNOTSUPP), "ioctl", _is(pyseccomp, 1, request))
+    # programs in the kernel are compiled into a stock of the host's, which no limit counts: when it is empty no sandbox can begin.
+    # A filter can also have each call written to the host's log.
+    rules.add_rule(refuse, "seccomp", _is(pyseccomp, 0, _SECCOMP_SET_MODE_FILTER))
+    for option in _SO_ATTACH:
+        rules.add_rule(refuse, "setsockopt", _is(pyseccomp, 1, _SOL_SOCKET), _is(pyseccomp, 2, option))
+    # the second would keep a processor's other thread idle, on nobody's account
+    for option in (_PR_SET_SECCOMP, _PR_SCHED_CORE):
+        rules.add_rule(refuse, "prctl", _is(pyseccomp, 0, option))
     # a lease keeps the host from writing to an input of its own for as long as it likes
-    for command in (_F_SETLEASE, _F_NOTIFY):
-        rules.add_rule(refuse, "fcntl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, command))
+    for command in (_F_SETLEASE, _F_NOTIFY, _F_SETDELEG):
+        rules.add_rule(refuse, "fcntl", _is(pyseccomp, 1, command))
     # a limit of 0 would let the host's core handler have a core (see `entry`): setting it says that it was done, and does nothing
     pretend = pyseccomp.ERRNO(0)
-    rules.add_rule(pretend, "setrlimit", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE))
-    rules.add_rule(
-        pretend, "prlimit64", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, _RLIMIT_CORE), pyseccomp.Arg(2, pyseccomp.NE, 0)
-    )
+    rules.add_rule(pretend, "setrlimit", _is(pyseccomp, 0, _RLIMIT_CORE))
+    rules.add_rule(pretend, "prlimit64", _is(pyseccomp, 1, _RLIMIT_CORE), pyseccomp.Arg(2, pyseccomp.NE, 0))
     with os.fdopen(os.memfd_create("forge-seccomp"), "wb") as file:
         rules.export_bpf(file)
         file.flush()
         return os.pread(file.fileno(), 1 << 20, 0)
+
+
+def _is(pyseccomp: ModuleType, argument: int, value: int) -> object:
+    """That an argument is `value` in its lower half, which is all that the kernel looks at."""
+    return pyseccomp.Arg(argument, pyseccomp.MASKED_EQ, 0xFFFFFFFF, value)
 
 
 def _refuse(pyseccomp: object, rules: object, action: object, call: str) -> None:
@@ -150,6 +169,6 @@ def _refuse(pyseccomp: object, rules: object, action: object, call: str) -> None
 def refused_names() -> dict[int, str]:
     """Name by number of every system call of which some or all uses are refused, on this processor."""
     pyseccomp = binding()
-    names = [*(call for calls in REFUSED.values() for call in calls), "clone", "fcntl", "ioctl", "socket", "socketpair"]
+    names = [*(call for calls in REFUSED.values() for call in calls), *_IN_PART]
     numbers = {pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name): name for name in names}
     return {number: name for number, name in numbers.items() if number >= 0} | NEWER

@@ -38,7 +38,7 @@ from forge_orchestration.sandbox.process_identity import ProcessIdentity
 from forge_orchestration.sandbox.pump import Pump
 from forge_orchestration.sandbox.scratch import FolderWorkspace, Workspace
 from forge_orchestration.sandbox.standby import Prepared, prepare
-from forge_orchestration.sandbox.verdict import Observed, judge, wall_time_sentence
+from forge_orchestration.sandbox.verdict import Observed, judge, socket_memory_sentence, wall_time_sentence
 
 _CHUNK = 1 << 16
 _SET_UP_TIMEOUT_S = 60.0
@@ -370,6 +370,9 @@ class Supervisor(ABC):
                 self._scratch_full |= workspace.is_full()
                 if self._scratch_full and isinstance(workspace, FolderWorkspace):
                     self._kill(command, group)  # no kernel stands in its way: every moment of grace would fill the host's disk
+                if refusals.socket_bytes_over:
+                    self._stops.setdefault(EndReason.MEMORY, socket_memory_sentence(plan.limits))
+                    self._kill(command, group)
                 if refusals.pids_refused > refused:
                     # still refused on every look for a while: not a program that copes with its limit, but a fork bomb
                     refused_since = refused_since or now

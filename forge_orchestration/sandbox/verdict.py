@@ -43,6 +43,14 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     rejected: tuple[str, ...] = ()
 
 
+def socket_memory_sentence(limits: Limits) -> str:
+    """For an execution whose sockets hold much more than the kernel was to give them."""
+    return (
+        f"Stopped: its sockets hold more memory than goes with its memory limit of {format_bytes(limits.memory_bytes)}. "
+        "Keep fewer connections open, and read what was sent."
+    )
+
+
 def judge(seen: Observed) -> tuple[EndReason, str]:
     """The first end reason of the table that holds, and the sentence for it."""
     holding = dict(seen.stops)

@@ -142,6 +142,31 @@ def test_of_another_analysis_is_not_gone_on_from_and_that_is_said(place: Place) 
     assert first_done(place, three) == 0 and "code/run.py" in (three.checkpoint.why if three.checkpoint else "")
 
 
+LAUNDRY = """\
+import ctypes, os, shutil, sys
+print("from", int(os.path.exists("/forge/checkpoint/result")), flush=True)
+if os.path.exists("/forge/checkpoint/result"):
+    shutil.copy("/forge/checkpoint/result", os.environ["FORGE_OUTPUTS"])
+    sys.exit(0)
+with open("/forge/checkpoint/result", "w") as file:
+    file.write("made by a suspect")
+libc = ctypes.CDLL(None)
+for _ in range(50):
+    libc.ptrace(0, 0, 0, 0)
+sys.exit(1)
+"""
+
+
+def test_one_of_a_suspect_execution_is_not_gone_on_from_and_that_is_said(place: Place) -> None:
+    laundry = place.analysis(LAUNDRY)
+    one = place.run(laundry)
+    assert one.suspect and one.checkpoint is not None and one.checkpoint.kept
+    two = place.run(laundry)
+    assert first_done(place, two) == 0 and two.suspect and two.checkpoint is not None and two.checkpoint.resumed_from is None
+    said = f"The checkpoint of execution {one.execution_id} is not gone on from, because that execution is suspect."
+    assert two.checkpoint.why == said
+
+
 def test_a_refreshed_one_begins_anew(place: Place) -> None:
     steps = place.analysis(STEPS)
     place.run(steps, "--wall-time", f"{6 * STEP_S:.3f}s")

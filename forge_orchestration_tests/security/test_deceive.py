@@ -362,6 +362,19 @@ def test_ended_by_a_signal(arena: Arena, number: int) -> None:
     assert (outcome.record.exit_code, outcome.record.signal) == (None, number)
 
 
+def test_who_it_is_in_audit_records(arena: Arena) -> None:
+    if not Path("/proc/self/loginuid").exists():
+        pytest.skip("this kernel audits nothing")
+    outcome = arena.run("deceive/login_uid")
+    outcome.assert_refused("EPERM")
+    own = int(Path("/proc/self/loginuid").read_text())
+    assert outcome.record.isolation is not None
+    # whoever started it has logged in, and is that for good; or else it is who it is on this host
+    assert own != 2**32 - 1 or outcome.facts["login_uid"] not in (0, 2**32 - 1), outcome
+    assert own != 2**32 - 1 or not AS_ROOT or outcome.facts["login_uid"] == outcome.record.isolation.uid, outcome
+    outcome.assert_ended("completed")
+
+
 def test_names_of_processes(arena: Arena) -> None:
     outcome = arena.run("deceive/process_names")
     assert outcome.finished and len(outcome.facts["named"]) == 8 and "bwrap\n" in outcome.facts["named"], outcome  # type: ignore

@@ -43,7 +43,7 @@ NETLINK = pytest.mark.xfail(raises=StillOpen, strict=True, reason="no cgroup cou
 
 @pytest.mark.parametrize(
     "form",
-    ["internet_streams", "internet_datagrams", pytest.param("netlink_answers", marks=NETLINK)],
+    ["internet_streams", "internet_datagrams", "orphans", pytest.param("netlink_answers", marks=NETLINK)],
 )
 def test_memory_of_sockets(arena: Arena, form: str) -> None:
     outcome = arena.run("exhaust/socket_memory", form=form)
@@ -55,6 +55,14 @@ def test_memory_of_sockets(arena: Arena, form: str) -> None:
         closed(taken <= MEMORY_BYTES, outcome)
     elif not outcome.finished:
         outcome.assert_ended("memory")
+
+
+def test_filters_compiled_by_the_kernel(arena: Arena) -> None:
+    outcome = arena.run("exhaust/compiled_filters")
+    outcome.assert_refused("EPERM")
+    assert outcome.facts["attached"] == 0 and len(outcome.attempts) == 8, outcome
+    outcome.assert_counted("setsockopt")
+    outcome.assert_ended("completed")
 
 
 def test_page_cache(arena: Arena) -> None:

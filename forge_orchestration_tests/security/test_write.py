@@ -136,7 +136,7 @@ def test_a_race_of_names(arena: Arena) -> None:
 def test_leases(arena: Arena) -> None:
     outcome = arena.run("write/leases")
     outcome.assert_refused("EACCES", "EPERM", "EBADF", "EAGAIN")
-    assert outcome.finished and len(outcome.attempts) == 9, outcome
+    assert outcome.finished and len(outcome.attempts) == 12, outcome
     outcome.assert_counted("fcntl")
     outcome.assert_ended("completed")
 

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from forge_orchestration.model.record import Enforced, Measured
 
 CPU_PERIOD_US = 100_000
 _CONTROL_FILE_BYTES = 2**16
+_AT_ONCE = 256
 
 
 class Refusals(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,11 +29,14 @@ class Refusals(msgspec.Struct, frozen=True, kw_only=True):
         oom_kills: Processes of the group that the kernel killed for want of memory.
         memory_limit_hit: Whether the kernel looked for something to kill because of the group's own limit, not of one above it.
         pids_refused: How often the kernel refused a process or thread.
+        socket_bytes_over: What sockets hold beyond what they may, in bytes, where memory does not count them and the kernel only
+            slows down who goes on.
     """
 
     oom_kills: int = 0
     memory_limit_hit: bool = False
     pids_refused: int = 0
+    socket_bytes_over: int = 0
 
 
 class Counters(Refusals, frozen=True, kw_only=True):
@@ -105,12 +109,20 @@ class Cgroup(ABC):
         return [pid for folder, _, _ in os.walk(self.paths[0]) for pid in _members(folder)]
 
     def signal_members(self, number: int, spared: Iterable[int] = ()) -> int:
-        """Send a signal to every member but `spared`; returns how many got it."""
+        """Send a signal to every member but `spared`; returns how many got it.
+
+        They live meanwhile, and a pid may become somebody else's at any moment: what is held is a process, and it is a member if
+        its pid still is one after that.
+        """
         sent = 0
-        for pid in set(self.pids()) - set(spared):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-                sent += 1
+        listed = sorted(set(self.pids()) - set(spared))
+        for at in range(0, len(listed), _AT_ONCE):
+            with contextlib.ExitStack() as stack:
+                held = dict(_held(stack, listed[at : at + _AT_ONCE]))
+                for pid in held.keys() & set(self.pids()):
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(held[pid], number)
+                        sent += 1
         return sent
 
     def _beneath(self, file: Path, key: str, at_least: int = 0) -> int:
@@ -163,6 +175,15 @@ class Cgroup(ABC):
                 else:
                     break
         return True
+
+
+def _held(stack: contextlib.ExitStack, pids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """A descriptor of each process that is there, which `stack` closes."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            stack.callback(os.close, fd)
+            yield pid, fd
 
 
 def write(path: Path | str, value: str) -> None:

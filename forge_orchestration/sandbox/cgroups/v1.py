@@ -28,6 +28,7 @@ from forge_orchestration.sandbox.cgroups.base import (
 from forge_orchestration.sandbox.cgroups.mounts import cgroup_mounts
 
 _SOCKET_SHARE, _LEAST_SOCKET_BYTES = 16, 2**20
+_SOCKETS = "memory.kmem.tcp.usage_in_bytes"
 # not "cgroup.procs": a single thread that moves itself needs no lock that waits for every processor (10 ms a controller)
 JOIN_FILE = "tasks"
 CONTROLLERS = ("freezer", "memory", "cpu", "cpuacct", "pids")
@@ -53,6 +54,7 @@ class CgroupV1(Cgroup):
         self._here: int | None = None  # event descriptors, and how often each has told of the want of memory
         self._above: int | None = None
         self._told_here = self._told_above = 0
+        self._socket_bytes = 0
 
     @property
     def paths(self) -> list[Path]:
@@ -75,10 +77,10 @@ class CgroupV1(Cgroup):
             write(swappiness, "0")
             expect("swappiness", swappiness, 0, int(read(swappiness)))
         if (sockets := memory / "memory.kmem.tcp.limit_in_bytes").exists():
-            # counted apart on v1, and only if there is a limit; past it they become slow and then refuse
-            share = page_rounded(max(_LEAST_SOCKET_BYTES, size // _SOCKET_SHARE))
-            write(sockets, str(share))
-            expect("socket memory", sockets, share, int(read(sockets)))
+            # counted apart on v1, and only if there is a limit; past it they become slow and then refuse, but for many small ones
+            self._socket_bytes = page_rounded(max(_LEAST_SOCKET_BYTES, size // _SOCKET_SHARE))
+            write(sockets, str(self._socket_bytes))
+            expect("socket memory", sockets, self._socket_bytes, int(read(sockets)))
         write(cpu / "cpu.cfs_period_us", str(CPU_PERIOD_US))
         write(cpu / "cpu.cfs_quota_us", str(max(1000, round(limits.cpus * CPU_PERIOD_US))))
         write(pids / "pids.max", str(limits.pids))
@@ -110,7 +112,8 @@ class CgroupV1(Cgroup):
         if self.holds_container:
             kills += self._beneath(memory / "memory.oom_control", "oom_kill", at_least=int(own_limit))
             refused += self._beneath(pids / "pids.events", "max")
-        return Refusals(oom_kills=kills, memory_limit_hit=own_limit, pids_refused=refused)
+        over = int(read(memory / _SOCKETS)) - 2 * self._socket_bytes if self._socket_bytes else 0
+        return Refusals(oom_kills=kills, memory_limit_hit=own_limit, pids_refused=refused, socket_bytes_over=max(0, over))
 
     def counters(self) -> Counters:
         user, system = _cpu_seconds(self._folder["cpuacct"])

@@ -19,7 +19,7 @@ import socket
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.syscall.restype = ctypes.c_long
 NUMBERS = {
-    "ioctl": 16, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "socketpair": 53, "clone": 56, "semget": 64, "msgget": 68,
+    "ioctl": 16, "shmget": 29, "shmat": 30, "shmctl": 31, "socket": 41, "socketpair": 53, "setsockopt": 54, "clone": 56, "semget": 64, "msgget": 68,
     "msgsnd": 69, "ptrace": 101, "syslog": 103, "capset": 126, "modify_ldt": 154, "pivot_root": 155, "prctl": 157, "chroot": 161,
     "settimeofday": 164, "mount": 165, "umount2": 166, "swapon": 167, "sethostname": 170, "setdomainname": 171, "iopl": 172,
     "init_module": 175, "delete_module": 176, "setxattr": 188, "fsetxattr": 190, "io_setup": 206, "timer_create": 222,

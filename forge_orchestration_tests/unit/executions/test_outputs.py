@@ -227,6 +227,13 @@ class TestHostileAmounts:
         (source / "a").write_bytes(b"x" * 1000)
         assert kept(collect(source, target, max_bytes=1000)) == {"a"}
 
+    def test_hidden_ones_that_are_not_meant_do_not_hide_that_there_are_more(self, source: Path, target: Path) -> None:
+        for number in range(1100):
+            (source / f".{number:04}").touch()
+        (source / "seen").touch()
+        found = collect_outputs(source, target, {}, OutputSettings(max_files=50), MIB, hidden=False)
+        assert "rest is not looked at" in why(found)["."] and set(why(found)) == {"."}
+
     def test_too_many_files(self, source: Path, target: Path) -> None:
         for number in range(30):
             (source / f"{number:02}").touch()

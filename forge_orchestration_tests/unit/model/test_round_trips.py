@@ -262,9 +262,9 @@ EXAMPLES: list[msgspec.Struct] = [
     SlurmSettings(
         partition="p", account="a", qos="q", python=TEXT, poll_s=1.5, record_s=2.5, commands_per_minute=3, array_size=4, spare_bytes=4, spare_s=5.5
     ),
-    Refusals(oom_kills=1, memory_limit_hit=True, pids_refused=2),
+    Refusals(oom_kills=1, memory_limit_hit=True, pids_refused=2, socket_bytes_over=3),
     Counters(
-        oom_kills=1, memory_limit_hit=True, pids_refused=2, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
+        oom_kills=1, memory_limit_hit=True, pids_refused=2, socket_bytes_over=3, cpu_user_s=MEASURED, cpu_system_s=MEASURED, peak_memory_bytes=MEASURED,
         peak_pids=MEASURED, io_read_bytes=MEASURED, io_write_bytes=MEASURED,
     ),
     Hello(parent="x/y", identity=IdentitySettings(first_uid=100_000, count=6), scratch_dir=TEXT, size=Size(bytes=1, files=2), contained=True), Greeting(site=SITE), Greeting(error=TEXT, hint=TEXT), Identity(mode="own_uid", uid=2**31, gid=2**31),

@@ -52,6 +52,26 @@ def internet_datagrams():
     return total
 
 
+def orphans():
+    """Many small connections, closed with what nobody has read: none of them is anybody's any more."""
+    total = 0
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1000)
+    while len(kept) < 3500:
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        ours.connect(listener.getsockname())
+        kept.append(listener.accept()[0])
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                total += ours.send(bytes(1024))
+        ours.close()
+    return total
+
+
 def netlink_answers():
     total = 0
     while total < WANTED:

@@ -9,5 +9,6 @@ for path in ("/forge/inputs/data", "/usr/bin/env", "/forge/params.json"):
     fd = os.open(path, os.O_RDONLY)
     attempt(f"read lease {path}", fcntl.fcntl, fd, 1024, fcntl.F_RDLCK)
     attempt(f"write lease {path}", fcntl.fcntl, fd, 1024, fcntl.F_WRLCK)
+    attempt(f"delegation {path}", fcntl.fcntl, fd, 1040, bytes(8))
     attempt(f"write lock {path}", fcntl.lockf, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 done()

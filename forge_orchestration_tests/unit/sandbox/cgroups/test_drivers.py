@@ -230,6 +230,19 @@ class TestV1:
         seen = group1.counters()
         assert (seen.oom_kills, seen.memory_limit_hit) == (2, hit)
 
+    def test_sockets_that_hold_much_more_than_goes_with_the_memory_limit(
+        self, group1: CgroupV1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(v1, "_out_of_memory_events", lambda folder: os.eventfd(0, os.EFD_NONBLOCK))
+        folder = tmp_path / "memory/f/x"
+        (folder / "memory.kmem.tcp.limit_in_bytes").write_text("")
+        group1.set_limits(LIMITS)
+        share = int((folder / "memory.kmem.tcp.limit_in_bytes").read_text())
+        assert 6 * 2**20 < share < 100 * 2**20 / 15
+        for usage, over in ((share, 0), (2 * share, 0), (2 * share + 17, 17)):
+            (folder / "memory.kmem.tcp.usage_in_bytes").write_text(str(usage))
+            assert group1.refusals().socket_bytes_over == over
+
     def test_an_old_kernel_without_a_peak_of_processes(self, group1: CgroupV1, tmp_path: Path) -> None:
         (tmp_path / "pids/f/x/pids.peak").unlink()
         assert group1.counters().peak_pids is None
@@ -293,6 +306,13 @@ class TestShared:
         finally:
             os.close(write_end)
         assert os.waitpid(children[0], 0)[1] == 0
+
+    def test_who_has_the_pid_of_a_member_that_is_gone_gets_no_signal(
+        self, group2: CgroupV2, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listed = iter([[os.getpid()], []])
+        monkeypatch.setattr(group2, "pids", lambda: next(listed))
+        assert group2.signal_members(15) == 0  # else this process would have ended
 
     @pytest.mark.parametrize("found", [0.4999, 0.5001, -1, 0])
     def test_expect_refuses_any_other_value(self, found: float) -> None:
