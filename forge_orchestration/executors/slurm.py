@@ -31,8 +31,6 @@ from forge_orchestration.settings import Settings
 
 _CANCEL_AGAIN_S = 5.0
 _TOLD_APART_S = 30.0
-_CLOCKS_S = 300.0
-"""As much may the clocks of two hosts differ: past that munge believes neither."""
 _JOB = "job.json"
 
 
@@ -158,7 +156,7 @@ class SlurmExecutor(PlannedExecutor):
     def _for_long(since: dict[str, float], execution_id: str, patience_s: float, at: float | None = None) -> bool:
         """Whether something was seen for the first time a while ago, or happened `at` a time that long ago."""
         seen_s = time.monotonic() - since.setdefault(execution_id, time.monotonic())
-        return seen_s > patience_s or (at is not None and time.time() - at > patience_s + _CLOCKS_S)
+        return seen_s > patience_s or (at is not None and time.time() - at > patience_s)
 
     def _say_why(self, folder: ExecutionFolder, record: ExecutionRecord, state: JobState) -> None:
         said = f"Waiting for Slurm: {state.reason or state.state}."

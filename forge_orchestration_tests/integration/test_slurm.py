@@ -381,13 +381,14 @@ class TestNothingTwice:
             fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
         forge = home_of(forge_home, tmp_path)
         program = (
-            "import msgspec, threading; from forge_orchestration.api import command_spec; from forge_orchestration.engine import Engine;"
+            "import msgspec, sys, threading; from forge_orchestration.api import command_spec; from forge_orchestration.engine import Engine;"
             "from forge_orchestration.settings import load_settings; settings = load_settings(); engine = Engine(settings); ended = [];"
             "spec = command_spec(('sh', '-c', 'echo $0; sleep 2', 'NUMBER'), settings, executor='slurm', limits={'memory': '128MiB'});"
             "specs = [msgspec.structs.replace(spec, command=(*spec.command[:-1], str(number))) for number in range(20)];"
             "threads = [threading.Thread(target=lambda spec: ended.append(engine.run(spec)), args=[spec]) for spec in specs];"
             "[one.start() for one in threads]; [one.join() for one in threads];"
-            "print(*(f'{one.native_id} {one.command[-1]} {open(one.logs[\"stdout\"].path).read()}' for one in ended if one.succeeded), sep='')"
+            "print(*(f'{one.native_id} {one.command[-1]} {open(one.logs[\"stdout\"].path).read()}' for one in ended if one.succeeded), sep='', end='');"
+            "sys.stderr.writelines(f'{one.message}\\n' for one in ended if not one.succeeded)"
         )
         environment = forge.environment({"PATH": f"{tools}:{os.environ['PATH']}"})
         started = time.monotonic()
@@ -396,7 +397,8 @@ class TestNothingTwice:
         )
         took_s = time.monotonic() - started
         ended = [line.split() for line in done.stdout.splitlines()]
-        assert {said for _, _, said in ended} == {str(number) for number in range(20)}, done.stderr
+        assert done.stderr == "" and len(ended) == 20, done
+        assert {said for _, _, said in ended} == {str(number) for number in range(20)}
         assert all(said == asked for _, asked, said in ended), "each is its own"
         asked = said.read_text().split()
         arrays = collections.Counter(job.partition("_")[0] for job, _, _ in ended)
