@@ -113,7 +113,7 @@ def _counted(folder: Path) -> Iterator[Path]:
     folder.mkdir()
     said = folder / "said"
     before = os.environ["PATH"]
-    for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):
+    for name in ("sbatch", "squeue", "sacct", "sinfo", "scancel"):
         (folder / name).write_text(f'#!/bin/sh\nPATH=${{PATH#*:}}\necho {name} >> {said}\nexec {name} "$@"\n')
         (folder / name).chmod(0o700)
     os.environ["PATH"] = f"{folder}:{before}"

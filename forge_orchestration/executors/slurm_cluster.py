@@ -104,7 +104,7 @@ class Cluster:
         """
         with self._checking:
             if time.monotonic() - self._checked_at > _BELIEVED_S:
-                self.run(["scontrol", "ping"], tries=2, first=True)
+                self.run(commands.ANY_PARTITION, tries=2, first=True)
                 self._checked_at = time.monotonic()
 
     def run(

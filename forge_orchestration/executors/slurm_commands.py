@@ -51,7 +51,10 @@ _FOR_EVER = re.compile(
 )
 
 
-_NOT_BELIEVED = re.compile(r"munge|credential|authentication", re.IGNORECASE)
+# the controller hangs up on whoever munge does not vouch for
+_NOT_BELIEVED = re.compile(r"munge|credential|authentication|Zero Bytes were transmitted", re.IGNORECASE)
+ANY_PARTITION = ["sinfo", "--noheader", "--format=%R"]
+"""A question that whoever may use the cluster is answered; `scontrol ping` says that it is down also where it is not believed."""
 
 
 class JobState(msgspec.Struct, frozen=True, kw_only=True):
