@@ -102,12 +102,10 @@ class SlurmExecutor(PlannedExecutor):
 
     def _found(self, folder: ExecutionFolder) -> Job | None:
         """The job of an execution whose number was not heard: its controller was killed at that moment, or no answer came."""
-        found = self._jobs_asked_for(folder)
-        return _keep(folder, found[0]) if found else None
-
-    def _jobs_asked_for(self, folder: ExecutionFolder) -> list[str]:
-        asked = asked_for(folder)
-        return [] if asked is None else [commands.task_of(job, asked.task) for job in self._cluster.numbers_of(asked.name)]
+        if (asked := asked_for(folder)) is None:
+            return None
+        found = self._cluster.numbers_of(asked.name)
+        return _keep(folder, commands.task_of(found[0], asked.task)) if found else None
 
     def _handle(self, folder: ExecutionFolder, job: Job) -> ExecutionHandle:
         record = folder.read_record()
@@ -203,10 +201,11 @@ class SlurmExecutor(PlannedExecutor):
 
     def cleanup(self, handle: ExecutionHandle) -> Cleanup:
         folder = self._folder(handle)
-        if asked_for(folder) is not None and (_read(folder) is None or not folder.read_record().status.is_final):
+        asked = asked_for(folder)
+        if asked is not None and (_read(folder) is None or not folder.read_record().status.is_final):
             with contextlib.suppress(ExecutorError):
-                for job in self._jobs_asked_for(folder):
-                    self._cluster.run(commands.remove(job), tries=2, first=True)
+                for job in self._cluster.numbers_of(asked.name, tries=2, first=True):
+                    self._cluster.run(commands.remove(commands.task_of(job, asked.task)), tries=2, first=True)
         return Cleanup(finished_at=time.time())
 
 

@@ -215,9 +215,11 @@ class Cluster:
             raise SubmitError(f"Slurm said '{answer[:200]}' where it should have said the job's number.")
         return job
 
-    def numbers_of(self, name: str) -> list[str]:
+    def numbers_of(self, name: str, *, tries: int = _TRIES, first: bool = False) -> list[str]:
         """The jobs, or arrays, of a name."""
-        return commands.numbers(self.run(commands.named(name))) or commands.numbers(self.run(commands.accounted_name(name)))
+        questions = (commands.named(name), commands.accounted_name(name))
+        answers = (commands.numbers(self.run(question, tries=tries, first=first)) for question in questions)
+        return next(filter(None, answers), [])
 
     def state(self, job: str, *, at_once: bool = False) -> JobState | None:
         """As Slurm said last; None if it has not been asked yet. It is asked of this one too from now on.

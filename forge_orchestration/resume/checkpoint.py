@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forge_orchestration.errors import ForgeError
+from forge_orchestration.errors import ForgeError, SpecError, StoreError
 from forge_orchestration.executions.folder import ExecutionFolder
 from forge_orchestration.executions.store import Store
 from forge_orchestration.model.record import CheckpointFacts, ExecutionRecord
@@ -35,7 +35,7 @@ def plan_of(spec: AnalysisSpec, fingerprint: str | None, settings: Settings) -> 
 
 def unused(spec: AnalysisSpec, wanted: Fingerprint | None, settings: Settings, store: Store) -> CheckpointFacts | None:
     """Facts that say why the last execution's checkpoint is not gone on from; None if nothing is to be said."""
-    if wanted is None or spec.cache == "refresh":
+    if wanted is None or not spec.checkpoints or spec.cache == "refresh":
         return None
     start = latest(_folder(wanted.digest, settings))
     if _is_suspect(start, settings):
@@ -66,11 +66,13 @@ def forget(record: ExecutionRecord, settings: Settings) -> None:
 
 
 def _is_suspect(name: str, settings: Settings) -> bool:
-    """Whether a checkpoint was made by an execution that is suspect, as its record says."""
+    """Whether a checkpoint was made by an execution that is suspect, as its record says; and if that cannot be read."""
     try:
         return bool(name) and ExecutionFolder(settings.executions_dir, made_by(name)).read_record().suspect
-    except ForgeError:  # it is gone by the deployment's own rules
+    except SpecError:  # there is none any more: it was removed by the deployment's own rules
         return False
+    except StoreError:
+        return True
 
 
 def _folder(fingerprint: str, settings: Settings) -> Path:

@@ -301,7 +301,6 @@ def warm_up() -> None:
     boot_id()
 
 
-@functools.cache
 def take_login_uid(uid: int) -> None:
     """Be `uid` in the host's audit records, for good. Nothing happens where this process is somebody already, or nothing is audited.
 
@@ -316,6 +315,7 @@ def take_login_uid(uid: int) -> None:
             file.write(str(uid))
 
 
+@functools.cache
 def boot_id() -> str:
     """The kernel's id of this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -129,30 +129,32 @@ def see_the_same_bytes(deployment: Deployment, name: str) -> None:
     assert again and again.items() <= made.items()
 
 
+def kill_its_worker(deployment: Deployment, _server: Webserver, run_id: str) -> str:
+    worker = WorkerFolder(load_settings(deployment.home).workers_dir, run_id).worker()
+    assert worker is not None
+    worker.process.send(signal.SIGKILL)
+    return run_id  # Dagster's monitor has another worker go on with it
+
+
+def terminate_and_execute_again(_deployment: Deployment, server: Webserver, run_id: str) -> str:
+    assert server.terminate(run_id) == "TerminateRunSuccess"
+    assert server.wait(run_id, LONG_S) == "CANCELED"
+    again = server.execute_again(run_id, "FROM_FAILURE")
+    assert again["__typename"] == "LaunchRunSuccess", again
+    return str(again["run"]["runId"])
+
+
+@pytest.mark.parametrize("stop", [kill_its_worker, terminate_and_execute_again])
 @pytest.mark.parametrize("name", PIPELINES)
-def test_its_worker_is_killed(deployment: Deployment, name: str) -> None:
+def test_what_had_finished_is_not_done_again(
+    deployment: Deployment, name: str, stop: Callable[[Deployment, Webserver, str], str]
+) -> None:
     with deployment.daemon(), deployment.webserver() as server:
         run_id = launch(server, name)
         hit = in_the_middle(deployment, name)
         before = finished(deployment.records())
-        worker = WorkerFolder(load_settings(deployment.home).workers_dir, run_id).worker()
-        assert worker is not None and before
-        worker.process.send(signal.SIGKILL)
+        assert before
+        run_id = stop(deployment, server, run_id)
         assert server.wait(run_id, LONG_S) == "SUCCESS", server.events(run_id)
-    see_that_nothing_was_done_twice(deployment, name, hit, before)
-    see_the_same_bytes(deployment, name)
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_it_is_terminated_and_executed_again_from_its_failure(deployment: Deployment, name: str) -> None:
-    with deployment.daemon(), deployment.webserver() as server:
-        run_id = launch(server, name)
-        hit = in_the_middle(deployment, name)
-        before = finished(deployment.records())
-        assert server.terminate(run_id) == "TerminateRunSuccess"
-        assert server.wait(run_id, LONG_S) == "CANCELED" and before
-        again = server.execute_again(run_id, "FROM_FAILURE")
-        assert again["__typename"] == "LaunchRunSuccess", again
-        assert server.wait(again["run"]["runId"], LONG_S) == "SUCCESS", server.events(again["run"]["runId"])
     see_that_nothing_was_done_twice(deployment, name, hit, before)
     see_the_same_bytes(deployment, name)
